@@ -1,0 +1,194 @@
+// The operations a model needs, on one device. Implementations: cpu/ (the oracle), later cuda/.
+//
+// Every operation takes raw device pointers, shapes and a stream, allocates nothing, and is ordered
+// with the other operations on the same stream. Activations are rows: [rows, features], row-major,
+// of activation_dtype() (f32 on the CPU, bf16 on GPUs). Buffers that a linear reads or writes must
+// have room for padded_rows(rows) rows. Sums are f32 everywhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/dtype.h"
+#include "base/interrupt.h"
+
+namespace drover {
+
+using Stream = void*;
+
+// A weight matrix in the backend's own layout.
+class Linear {
+ public:
+  virtual ~Linear() = default;
+  int64_t rows = 0;  // N, output features
+  int64_t cols = 0;  // K, input features
+  size_t bytes = 0;  // device memory held
+};
+
+// An embedding table (or the shard of one), in the backend's own layout.
+class Embedding {
+ public:
+  virtual ~Embedding() = default;
+  int64_t rows = 0;  // tokens held
+  int64_t cols = 0;  // hidden
+  size_t bytes = 0;
+};
+
+enum class KvFormat : uint8_t { kFp8, kBf16, kF32 };
+
+// The KV cache of one layer on this rank, over pages:
+//   k, v             [pages, kv_heads, page_tokens, head_size]  of the KV format
+//   k_scale, v_scale [pages, kv_heads, page_tokens]             f32; kFp8 only, else null
+struct KvLayer {
+  void* k = nullptr;
+  void* v = nullptr;
+  float* k_scale = nullptr;
+  float* v_scale = nullptr;
+};
+
+struct KvShape {
+  KvFormat format = KvFormat::kFp8;
+  int32_t pages = 0;
+  int32_t page_tokens = 16;
+  int32_t kv_heads = 0;   // on this rank
+  int32_t head_size = 0;
+};
+
+// The rows of one step. Device pointers, except the counts. A chunk is a run of consecutive
+// positions of one sequence; its rows are consecutive. A decoding sequence is a chunk of one row.
+struct StepRows {
+  int32_t rows = 0;
+  int32_t chunks = 0;
+  const int32_t* row_slot = nullptr;     // [rows] the slot of the row's sequence
+  const int32_t* row_position = nullptr; // [rows] its position in the sequence
+  const int32_t* chunk_row = nullptr;    // [chunks + 1] first row of each chunk, and the end
+  const int32_t* page_table = nullptr;   // [slots, max_pages] page ids of each slot
+  int32_t max_pages = 0;
+};
+
+struct Candidate {  // the best token of a row within one vocabulary shard
+  float logit;
+  int32_t token;
+};
+
+struct DeviceEvent {
+  void* handle = nullptr;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string name() const = 0;           // "cpu"
+  virtual std::string description() const = 0;    // device, library versions, ISA: for environment.json
+  virtual Dtype activation_dtype() const = 0;
+  virtual int64_t padded_rows(int64_t rows) const = 0;
+  virtual Stream stream() = 0;                    // the compute stream; null on the CPU
+
+  // Memory. alloc: 64-byte aligned or more; throws kEnvironment saying what was for and how much.
+  virtual void* alloc(size_t bytes, std::string_view purpose) = 0;
+  virtual void free(void* p) noexcept = 0;
+  virtual void copy_in(void* device, const void* host, size_t bytes, Stream s) = 0;
+  virtual void copy_out(void* host, const void* device, size_t bytes, Stream s) = 0;
+  virtual DeviceEvent record(Stream s) = 0;
+  virtual void wait(DeviceEvent e, Deadline deadline, const Interrupt& interrupt) = 0;
+
+  // Weights. `parts` are stacked along the rows and have the same columns; their permutations are
+  // the caller's business (gather_columns).
+  virtual std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) = 0;
+  virtual std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) = 0;
+
+  // out[r, :] = table[tokens[row_slot[r], row_position[r]] - vocab_begin], or zeros when the token
+  // is not in this shard (the shards' sum is the embedding).  tokens [slots, max_tokens].
+  virtual void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens,
+                     int64_t max_tokens, const StepRows& step, void* out, Stream s) = 0;
+
+  // residual[r, :] += delta[r, :] (delta may be null); then, unless weight is null,
+  // out[i, :] = rms_norm(residual[select ? select[i] : i, :]) * weight, for i in [0, out_rows).
+  // RMS: x / sqrt(mean(x^2) + epsilon). weight [features] f32.
+  struct Norm {
+    void* residual = nullptr;       // [rows, features]
+    const void* delta = nullptr;    // [rows, features] or null
+    const float* weight = nullptr;  // [features] or null: only the addition
+    void* out = nullptr;            // [out_rows, features]
+    int64_t rows = 0;
+    int64_t features = 0;
+    float epsilon = 0;
+    const int32_t* select = nullptr;  // [out_rows] or null
+    int64_t out_rows = 0;             // = rows when select is null
+  };
+  virtual void norm(const Norm& a, Stream s) = 0;
+
+  // out [rows, w.rows] = in [rows, w.cols] * w^T.  out is f32 when `f32_out` (logits).
+  virtual void linear(const Linear& w, const void* in, void* out, int64_t rows, bool f32_out,
+                      Stream s) = 0;
+
+  // out[r, j] = in[index[j] / segment_cols][r][index[j] % segment_cols]: the input of an act-order
+  // linear.  in [segments, rows, segment_cols] (an all-gather's layout), index [cols], out [rows, cols].
+  virtual void gather_columns(const void* in, int64_t segments, int64_t segment_cols,
+                              const int32_t* index, void* out, int64_t rows, int64_t cols,
+                              Stream s) = 0;
+
+  // Rotates q and k in place and appends k, v to the cache at each row's position.
+  // qkv [rows, (heads + 2 * kv_heads) * head_size]: q heads, then k heads, then v heads.
+  // Rotary form, Su et al. arXiv 2104.09864; pairs (i, i + rope_dims/2) when half_pairing, else
+  // (2i, 2i + 1). FP8: scale = amax / 448 per token and head; the rotated k is what is stored.
+  struct RopeAppend {
+    void* qkv = nullptr;
+    int32_t heads = 0;
+    const float* inverse_frequencies = nullptr;  // [rope_dims / 2]
+    int32_t rope_dims = 0;
+    bool half_pairing = true;
+    KvShape shape;
+    KvLayer cache;
+  };
+  virtual void rope_append(const RopeAppend& a, const StepRows& step, Stream s) = 0;
+
+  // Causal attention of each row over the cache positions [0, row_position], scale 1/sqrt(head_size).
+  // Reads keys and values from the cache only, so that cutting a prompt into chunks changes nothing.
+  // out [rows, heads * head_size]; query head h reads KV head h / (heads / kv_heads).
+  struct Attention {
+    const void* qkv = nullptr;  // as RopeAppend leaves it
+    void* out = nullptr;
+    int32_t heads = 0;
+    KvShape shape;
+    KvLayer cache;
+  };
+  virtual void attention(const Attention& a, const StepRows& step, Stream s) = 0;
+
+  // out[r, j] = silu(in[r, j]) * in[r, features + j]:  in [rows, 2 * features], out [rows, features].
+  virtual void silu_gate(const void* in, void* out, int64_t rows, int64_t features, Stream s) = 0;
+
+  // The best token of each row; the lowest id wins a tie; NaN never wins. Rows whose
+  // forbid_eos[r] != 0 exclude eos_ids (the first new token).  logits [rows, vocab_count] f32.
+  struct Argmax {
+    const float* logits = nullptr;
+    int64_t rows = 0;
+    int64_t vocab_begin = 0;
+    int64_t vocab_count = 0;
+    const uint8_t* forbid_eos = nullptr;  // [rows]
+    const int32_t* eos_ids = nullptr;     // [eos_count]
+    int32_t eos_count = 0;
+    Candidate* out = nullptr;             // [rows]
+  };
+  virtual void argmax(const Argmax& a, Stream s) = 0;
+  // ids[r] = the best of candidates[0..shards)[r].  candidates [shards, rows].
+  virtual void merge_argmax(const Candidate* candidates, int32_t shards, int64_t rows, int32_t* ids,
+                            Stream s) = 0;
+  // tokens[slot[r], position[r]] = ids[r]: sampled tokens enter their sequences.
+  virtual void store_tokens(const int32_t* ids, const int32_t* slot, const int32_t* position,
+                            int64_t rows, int32_t* tokens, int64_t max_tokens, Stream s) = 0;
+
+  // Pages between the pools of all layers and one packed buffer, for moving and copying KV.
+  // packed [count, layers, page bytes of k, v, k_scale, v_scale]. bytes_per_page is of one layer.
+  virtual size_t page_bytes(const KvShape& shape) const = 0;
+  virtual void gather_pages(const KvShape& shape, std::span<const KvLayer> layers,
+                            const int32_t* pages, int32_t count, void* packed, Stream s) = 0;
+  virtual void scatter_pages(const KvShape& shape, std::span<const KvLayer> layers,
+                             const int32_t* pages, int32_t count, const void* packed, Stream s) = 0;
+};
+
+}  // namespace drover

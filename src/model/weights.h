@@ -1,0 +1,51 @@
+// Where weights come from, and the weights of one shard in host memory.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "model/architecture.h"
+#include "model/shard.h"
+
+namespace drover {
+
+// A model's weights by name, read piecewise. Names: "embed", "final_norm", "output" (absent when
+// tied), and "layers.N." + attn_norm | q | k | v | o | mlp_norm | gate | up | down.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual const Architecture& architecture() const = 0;
+  // Rows and columns of the whole tensor, [begin, end). Column bounds must lie on group bounds.
+  // Verifies the checksum of every chunk it touches. Throws kBadInput.
+  virtual WeightTensor read(const std::string& name, Range rows, Range cols) = 0;
+  // The group size along K of the layers' linear weights; 0 when they are not quantized.
+  virtual int group() const = 0;
+  // SHA-256 of what identifies the model (provenance), or "synthetic:NAME:seed".
+  virtual std::string fingerprint() const = 0;
+  virtual bool synthetic() const = 0;
+  virtual std::string description() const = 0;  // "int4 g32 minimums, embeddings int8"
+};
+
+// `spec` is a store file, or "synthetic:NAME[:seed]". `stage_dir`: copy the store there first
+// (one rank of a host copies, the others wait; empty: read in place).
+std::unique_ptr<WeightSource> open_weights(const std::string& spec, const std::string& stage_dir);
+
+// Weights depend on the seed and the global index only, so every grid gets the same model.
+std::unique_ptr<WeightSource> synthetic_weights(const std::string& name, uint64_t seed);
+
+// One decoder layer's shard. Parts that are stacked along the rows form one linear operation.
+struct LayerWeights {
+  WeightTensor attn_norm, mlp_norm;
+  std::vector<WeightTensor> qkv;      // q, k, v: rows of this slot's heads
+  WeightTensor o;                     // columns of this slot's heads
+  std::vector<WeightTensor> gate_up;  // gate, up: rows of this slot's features
+  WeightTensor down;                  // columns of this slot's features
+};
+
+LayerWeights read_layer(WeightSource& source, const Shard& shard, int64_t layer);
+
+}  // namespace drover

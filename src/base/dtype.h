@@ -55,5 +55,6 @@ struct WeightTensor {
 
 const char* to_string(WeightFormat f);
 const char* to_string(Dtype t);
+const char* to_string(ZeroKind z);
 
 }  // namespace drover

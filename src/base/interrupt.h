@@ -43,6 +43,13 @@ struct Progress {
   std::atomic<uint64_t> ticks{0};
   std::atomic<bool> waiting{false};             // in a wait for a peer (the peer is to blame)
   std::atomic<const char*> phase{"start-up"};   // string literals only
+  std::atomic<int> patience_seconds{120};       // longest time without a tick in this phase
+  // Start-up and loading are given time; steps are not.
+  void enter(const char* name, int patience) noexcept {
+    phase.store(name);
+    patience_seconds.store(patience);
+    tick();
+  }
   void tick() noexcept { ticks.fetch_add(1, std::memory_order_relaxed); }
 };
 

@@ -1,0 +1,280 @@
+#include "comm/watchdog.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstring>
+#include <list>
+#include <thread>
+
+#include "base/log.h"
+#include "comm/mpi_check.h"
+
+namespace drover {
+
+namespace {
+
+constexpr double kBeatSeconds = 0.5;
+constexpr double kSilenceSeconds = 8;  // a silent or stalled rank ends the run within 10 s
+
+volatile std::sig_atomic_t g_signal = 0;
+void on_signal(int number) { g_signal = number; }
+
+struct Message {
+  enum class Kind : int32_t { kBeat, kFailure, kLeave, kLeaveAgreed };
+  Kind kind;
+  int32_t code;
+  uint64_t ticks;
+  int32_t waiting;
+  int32_t patience;
+  char text[512];  // the phase, or the first cause
+};
+
+struct PeerState {
+  Clock::time_point heard;
+  Clock::time_point advanced;
+  uint64_t ticks = 0;
+  bool waiting = false;
+  double patience = kSilenceSeconds;
+  std::string phase = "start-up";
+  bool leaving = false;
+};
+
+class MpiWatchdog final : public Watchdog {
+ public:
+  MpiWatchdog(MPI_Comm comm, const std::vector<Peer>& peers, Interrupt& interrupt,
+              Progress& progress)
+      : comm_(comm), peers_(peers), interrupt_(interrupt), progress_(progress) {
+    DROVER_MPI(MPI_Comm_rank(comm_, &rank_));
+    DROVER_MPI(MPI_Comm_size(comm_, &size_));
+    states_.resize(static_cast<size_t>(rank_ == 0 ? size_ : 1));
+    for (auto& s : states_) s.heard = s.advanced = Clock::now();
+    thread_ = std::thread([this] { run(); });
+  }
+
+  ~MpiWatchdog() override {
+    stop_ = true;
+    thread_.join();
+  }
+
+  bool leave(double seconds) override {
+    leaving_ = true;
+    const auto deadline = deadline_in(seconds);
+    while (!agreed_ && Clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return agreed_;
+  }
+
+ private:
+  void run() {
+    try {
+      while (!stop_) {
+        turn();
+        std::this_thread::sleep_for(std::chrono::milliseconds(leaving_ ? 2 : 20));
+      }
+      // What was said last should get out; a peer that is gone does not matter any more.
+      for (int i = 0; i < 50 && !sends_.empty(); ++i) {
+        reap();
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      }
+    } catch (const std::exception& e) {
+      interrupt_.raise(ExitCode::kLostPeer, fmt::format("rank {}: keep-alive: {}", rank_, e.what()));
+    }
+  }
+
+  void turn() {
+    reap();
+    receive();
+    watch_signals();
+    if (interrupt_.raised() && !told_) tell_failure();
+    if (Clock::now() >= next_beat_) {
+      next_beat_ = deadline_in(kBeatSeconds);
+      beat();
+      if (!leaving_ && !interrupt_.raised()) watch_peers();
+    }
+    if (leaving_ && !left_) announce_leave();
+    if (rank_ == 0 && leaving_ && !agreed_) try_agreement();
+  }
+
+  void post(int peer, const Message& m) {
+    sends_.push_back({m, MPI_REQUEST_NULL});
+    auto& s = sends_.back();
+    DROVER_MPI(MPI_Isend(&s.message, sizeof(Message), MPI_BYTE, peer, 0, comm_, &s.request));
+  }
+  void post_all(const Message& m) {
+    for (int p = 0; p < size_; ++p) {
+      if (p != rank_) post(p, m);
+    }
+  }
+  void reap() {
+    for (auto s = sends_.begin(); s != sends_.end();) {
+      int done = 0;
+      DROVER_MPI(MPI_Test(&s->request, &done, MPI_STATUS_IGNORE));
+      s = done != 0 ? sends_.erase(s) : std::next(s);
+    }
+  }
+
+  static Message make(Message::Kind kind, ExitCode code, const std::string& text) {
+    Message m{};
+    m.kind = kind;
+    m.code = static_cast<int32_t>(code);
+    std::strncpy(m.text, text.c_str(), sizeof(m.text) - 1);
+    return m;
+  }
+
+  void beat() {
+    Message m = make(Message::Kind::kBeat, ExitCode::kOk, progress_.phase.load());
+    m.ticks = progress_.ticks.load(std::memory_order_relaxed);
+    m.waiting = progress_.waiting.load(std::memory_order_relaxed) ? 1 : 0;
+    m.patience = progress_.patience_seconds.load(std::memory_order_relaxed);
+    if (rank_ != 0) return post(0, m);
+    note_beat(0, m);
+    post_all(m);
+  }
+
+  void note_beat(int from, const Message& m) {
+    auto& s = states_[rank_ == 0 ? static_cast<size_t>(from) : 0];
+    const auto now = Clock::now();
+    s.heard = now;
+    if (m.ticks != s.ticks || m.waiting != 0 || s.phase != m.text) s.advanced = now;
+    s.ticks = m.ticks;
+    s.waiting = m.waiting != 0;
+    s.patience = std::max<double>(m.patience, kSilenceSeconds);
+    s.phase = m.text;
+  }
+
+  void receive() {
+    for (;;) {
+      int there = 0;
+      MPI_Message handle = MPI_MESSAGE_NULL;
+      MPI_Status status;
+      DROVER_MPI(MPI_Improbe(MPI_ANY_SOURCE, 0, comm_, &there, &handle, &status));
+      if (there == 0) return;
+      Message m{};
+      DROVER_MPI(MPI_Mrecv(&m, sizeof(m), MPI_BYTE, &handle, &status));
+      m.text[sizeof(m.text) - 1] = 0;
+      switch (m.kind) {
+        case Message::Kind::kBeat: note_beat(status.MPI_SOURCE, m); break;
+        case Message::Kind::kFailure:
+          interrupt_.raise(static_cast<ExitCode>(m.code), m.text);
+          break;
+        case Message::Kind::kLeave:
+          if (rank_ == 0) states_[static_cast<size_t>(status.MPI_SOURCE)].leaving = true;
+          break;
+        case Message::Kind::kLeaveAgreed: agreed_ = true; break;
+      }
+    }
+  }
+
+  // An interrupt raised here goes to rank 0 (and from rank 0 to everybody), once.
+  void tell_failure() {
+    told_ = true;
+    const auto m = make(Message::Kind::kFailure, interrupt_.code(), interrupt_.cause());
+    if (rank_ == 0) return post_all(m);
+    post(0, m);
+  }
+
+  void watch_peers() {
+    const auto now = Clock::now();
+    const auto seconds = [&](Clock::time_point t) {
+      return std::chrono::duration<double>(now - t).count();
+    };
+    if (rank_ != 0) {
+      if (seconds(states_[0].heard) > kSilenceSeconds) {
+        lost(0, fmt::format("has not been heard of for {:.0f} s", kSilenceSeconds));
+      }
+      return;
+    }
+    for (int p = 0; p < size_; ++p) {
+      const auto& s = states_[static_cast<size_t>(p)];
+      if (s.leaving) continue;
+      if (p != 0 && dead_on_this_host(p)) {
+        lost(p, fmt::format("died (phase: {})", s.phase));
+      } else if (seconds(s.heard) > kSilenceSeconds) {
+        lost(p, fmt::format("has not been heard of for {:.0f} s (phase: {})", kSilenceSeconds,
+                            s.phase));
+      } else if (!s.waiting && seconds(s.advanced) > s.patience) {
+        lost(p, fmt::format("hangs: no progress for {:.0f} s (phase: {})", s.patience, s.phase));
+      }
+    }
+  }
+
+  bool dead_on_this_host(int peer) const {
+    const auto& p = peers_[static_cast<size_t>(peer)];
+    return p.host == peers_[static_cast<size_t>(rank_)].host &&
+           kill(static_cast<pid_t>(p.pid), 0) != 0 && errno == ESRCH;
+  }
+
+  void lost(int peer, const std::string& what) {
+    interrupt_.raise(ExitCode::kLostPeer, fmt::format("rank {} on {} {}", peer,
+                                                      peers_[static_cast<size_t>(peer)].host, what));
+  }
+
+  void watch_signals() {
+    if (g_signal == 0 || interrupt_.raised()) return;
+    if (g_signal == SIGINT) {
+      interrupt_.raise(ExitCode::kEnvironment, "interrupted (SIGINT)");
+      return;
+    }
+    // mpirun terminates everybody when a rank dies: name the dead one if it was on this host.
+    for (int p = 0; p < size_; ++p) {
+      if (p != rank_ && dead_on_this_host(p)) return lost(p, "died");
+    }
+    interrupt_.raise(ExitCode::kLostPeer,
+                     "terminated (SIGTERM): a rank was lost, or the job was cancelled");
+  }
+
+  void announce_leave() {
+    left_ = true;
+    if (rank_ == 0) {
+      states_[0].leaving = true;
+    } else {
+      post(0, make(Message::Kind::kLeave, ExitCode::kOk, ""));
+    }
+  }
+  void try_agreement() {
+    if (!std::all_of(states_.begin(), states_.end(), [](const auto& s) { return s.leaving; })) {
+      return;
+    }
+    post_all(make(Message::Kind::kLeaveAgreed, ExitCode::kOk, ""));
+    agreed_ = true;
+  }
+
+  struct Send {
+    Message message;
+    MPI_Request request;
+  };
+
+  MPI_Comm comm_;
+  std::vector<Peer> peers_;
+  Interrupt& interrupt_;
+  Progress& progress_;
+  int rank_ = 0, size_ = 1;
+  std::vector<PeerState> states_;  // rank 0: of every rank; others: [0] is rank 0's
+  std::list<Send> sends_;
+  Clock::time_point next_beat_ = Clock::now();
+  bool told_ = false;
+  bool left_ = false;
+  std::atomic<bool> stop_{false}, leaving_{false}, agreed_{false};
+  std::thread thread_;
+};
+
+}  // namespace
+
+std::unique_ptr<Watchdog> make_mpi_watchdog(MPI_Comm comm, const std::vector<Peer>& peers,
+                                            Interrupt& interrupt, Progress& progress) {
+  return std::make_unique<MpiWatchdog>(comm, peers, interrupt, progress);
+}
+
+void install_signal_handlers() {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  sigemptyset(&action.sa_mask);
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+}  // namespace drover

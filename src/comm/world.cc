@@ -1,0 +1,126 @@
+#include "comm/world.h"
+
+#include <unistd.h>
+
+#include <cstring>
+
+#include "comm/mpi_check.h"
+#include "comm/mpi_comm.h"
+#include "comm/watchdog.h"
+
+namespace drover {
+
+struct World::Impl {
+  MPI_Comm local = MPI_COMM_NULL;
+  MPI_Comm agreement = MPI_COMM_NULL;
+  int rank = 0, size = 1, local_rank = 0, local_size = 1;
+  bool finalize = true;
+  std::vector<Peer> peers;
+};
+
+namespace {
+
+MPI_Comm duplicate(MPI_Comm from) {
+  MPI_Comm copy = MPI_COMM_NULL;
+  DROVER_MPI(MPI_Comm_dup(from, &copy));
+  // Without this no check of a return code ever fires: MPI would end the process by itself.
+  DROVER_MPI(MPI_Comm_set_errhandler(copy, MPI_ERRORS_RETURN));
+  return copy;
+}
+
+struct PeerRecord {
+  char host[64];
+  int64_t pid;
+};
+
+std::vector<Peer> exchange_peers(MPI_Comm comm, int size) {
+  PeerRecord mine{};
+  gethostname(mine.host, sizeof(mine.host) - 1);
+  mine.pid = getpid();
+  std::vector<PeerRecord> all(static_cast<size_t>(size));
+  DROVER_MPI(MPI_Allgather(&mine, sizeof(mine), MPI_BYTE, all.data(), sizeof(mine), MPI_BYTE, comm));
+  std::vector<Peer> peers;
+  for (const auto& p : all) peers.push_back({p.host, p.pid});
+  return peers;
+}
+
+void await(MPI_Request& request, const Interrupt& interrupt, double seconds, const char* what) {
+  wait_until(
+      [&] {
+        int done = 0;
+        DROVER_MPI(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
+        return done != 0;
+      },
+      deadline_in(seconds), interrupt, what);
+}
+
+}  // namespace
+
+World::World() : impl_(std::make_unique<Impl>()) {
+  int provided = 0;
+  const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
+  DROVER_CHECK(code == MPI_SUCCESS, ExitCode::kEnvironment,
+               "MPI could not start (code {}): start drover with the mpirun of the MPI it was built "
+               "with",
+               code);
+  DROVER_CHECK(provided == MPI_THREAD_MULTIPLE, ExitCode::kEnvironment,
+               "this MPI gives thread level {}, drover needs MPI_THREAD_MULTIPLE ({}): rank 0 has "
+               "threads that all communicate; use an MPI built with thread support",
+               provided, MPI_THREAD_MULTIPLE);
+  DROVER_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  DROVER_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &impl_->rank));
+  DROVER_MPI(MPI_Comm_size(MPI_COMM_WORLD, &impl_->size));
+  DROVER_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, impl_->rank, MPI_INFO_NULL,
+                                 &impl_->local));
+  DROVER_MPI(MPI_Comm_rank(impl_->local, &impl_->local_rank));
+  DROVER_MPI(MPI_Comm_size(impl_->local, &impl_->local_size));
+  impl_->agreement = duplicate(MPI_COMM_WORLD);
+  impl_->peers = exchange_peers(impl_->agreement, impl_->size);
+}
+
+World::~World() {
+  if (impl_->finalize) MPI_Finalize();
+}
+
+int World::rank() const { return impl_->rank; }
+int World::size() const { return impl_->size; }
+int World::local_rank() const { return impl_->local_rank; }
+int World::local_size() const { return impl_->local_size; }
+const std::vector<Peer>& World::peers() const { return impl_->peers; }
+void World::set_finalize(bool yes) { impl_->finalize = yes; }
+
+std::string World::library_version() const {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  std::string line(text, static_cast<size_t>(length));
+  return line.substr(0, line.find(','));
+}
+
+std::unique_ptr<Comm> World::make_comm(Interrupt& interrupt, Progress* progress, double seconds) {
+  return make_mpi_comm(duplicate(MPI_COMM_WORLD), "world", interrupt, progress, seconds);
+}
+
+int64_t World::agree_min(int64_t value, const Interrupt& interrupt, double seconds) {
+  int64_t least = 0;
+  MPI_Request request = MPI_REQUEST_NULL;
+  DROVER_MPI(MPI_Iallreduce(&value, &least, 1, MPI_INT64_T, MPI_MIN, impl_->agreement, &request));
+  await(request, interrupt, seconds, "agreement of all ranks");
+  return least;
+}
+
+void World::barrier(const Interrupt& interrupt, double seconds, const char* what) {
+  MPI_Request request = MPI_REQUEST_NULL;
+  DROVER_MPI(MPI_Ibarrier(impl_->agreement, &request));
+  await(request, interrupt, seconds, what);
+}
+
+std::unique_ptr<Mailbox> World::make_mailbox() {
+  return make_mpi_mailbox(duplicate(MPI_COMM_WORLD), duplicate(MPI_COMM_WORLD));
+}
+
+std::unique_ptr<Watchdog> World::make_watchdog(Interrupt& interrupt, Progress& progress) {
+  return make_mpi_watchdog(duplicate(MPI_COMM_WORLD), impl_->peers, interrupt, progress);
+}
+
+}  // namespace drover

@@ -1,0 +1,84 @@
+// MPI's life, and what the ranks have in common. The only room that includes mpi.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/interrupt.h"
+#include "comm/comm.h"
+
+namespace drover {
+
+class Mailbox;
+class Watchdog;
+
+struct Peer {
+  std::string host;
+  int64_t pid = 0;
+};
+
+class World {
+ public:
+  // MPI_Init_thread with MPI_THREAD_MULTIPLE (kEnvironment when MPI cannot give it), errors return.
+  World();
+  // Finalizes MPI unless leave() was not agreed: then MPI is left as it is (a peer is gone, and
+  // MPI_Finalize would wait for it).
+  ~World();
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  int rank() const;
+  int size() const;
+  int local_rank() const;  // among the ranks of this host
+  int local_size() const;
+  const std::vector<Peer>& peers() const;  // of every rank
+  std::string library_version() const;
+
+  // Communicator over all ranks for the backend's data, used by one thread. Every wait of it ends
+  // after `seconds` with kLostPeer. `progress` may be null. Collective.
+  std::unique_ptr<Comm> make_comm(Interrupt& interrupt, Progress* progress, double seconds);
+  std::unique_ptr<Mailbox> make_mailbox();                                     // collective
+  std::unique_ptr<Watchdog> make_watchdog(Interrupt&, Progress&);              // collective
+  // The smallest of everybody's values. Collective; ends like make_comm's waits.
+  int64_t agree_min(int64_t value, const Interrupt& interrupt, double seconds);
+  // Nobody leaves before everybody has come. Collective.
+  void barrier(const Interrupt& interrupt, double seconds, const char* what);
+  void set_finalize(bool yes);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Posted bytes between threads of ranks: plans down, results up. Any thread may post or poll; one
+// thread polls a given channel on a given rank.
+class Mailbox {
+ public:
+  enum class Channel : int { kPlan = 1, kResult = 2 };
+  virtual ~Mailbox() = default;
+  virtual int rank() const = 0;
+  // Never waits; the bytes are kept until they have left.
+  virtual void post(int peer, Channel channel, std::vector<std::byte> bytes) = 0;
+  // False when nothing is there. `from` may be null.
+  virtual bool poll(Channel channel, std::vector<std::byte>& bytes, int* from) = 0;
+};
+
+// Keep-alive and the first cause, on a thread of each rank.
+//   - every rank beats to rank 0 and rank 0 beats back, twice a second;
+//   - rank 0 raises the interrupt when a rank is silent, dead (same host), or computes without
+//     progress for longer than its phase allows; a worker raises it when rank 0 is silent;
+//   - an interrupt raised anywhere reaches rank 0 and from there everybody, with its first cause.
+class Watchdog {
+ public:
+  virtual ~Watchdog() = default;  // stops the thread
+  // Waits until every rank has come here too, or `seconds` are over. True: MPI_Finalize is safe.
+  virtual bool leave(double seconds) = 0;
+};
+
+// SIGTERM and SIGINT make the watchdog raise kLostPeer (or kEnvironment for SIGINT).
+void install_signal_handlers();
+
+}  // namespace drover

@@ -1,0 +1,87 @@
+// The forward pass of one rank's shard: a list of operations.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "comm/comm.h"
+#include "engine/device_array.h"
+#include "engine/kv_cache.h"
+#include "model/weights.h"
+
+namespace drover {
+
+// The communicators of one rank; all may have size 1. Every rank calls them in the same order.
+struct ShardComms {
+  Comm* tensor = nullptr;    // the slots of this stage
+  Comm* pipeline = nullptr;  // the stages of this slot, rank = stage: activations
+  Comm* feedback = nullptr;  // likewise: sampled ids from the last stage to the first
+};
+
+// The linears of one layer, and the act-order gathers in front of them.
+struct DecoderLayer {
+  DeviceArray<float> attn_norm, mlp_norm;                       // [hidden]
+  std::unique_ptr<Linear> qkv, o, gate_up, down;
+  DeviceArray<int32_t> qkv_index, o_index, gate_up_index, down_index;  // size 0: identity
+};
+
+class Decoder {
+ public:
+  // Reads this shard's weights (progress.tick() after each layer) and allocates every buffer:
+  // nothing is allocated in a step. max_rows: of a step; logit_rows: of one block of logits.
+  Decoder(WeightSource& source, const Shard& shard, Backend& backend, const ShardComms& comms,
+          KvCache& cache, int64_t max_rows, int64_t logit_rows, Progress& progress);
+
+  // Runs this stage's layers over the rows: from tokens (first stage) or from the previous stage,
+  // to the next stage, or (last stage) ready for logits().  tokens [slots, max_tokens]
+  void forward(const StepRows& step, const int32_t* tokens, int64_t max_tokens);
+
+  // Last stage only. Logits of this rank's vocabulary shard for select[0..rows), rows <=
+  // logit_rows: f32 [rows, shard.vocab.size()], valid until the next call.
+  const float* logits(const StepRows& step, const int32_t* select, int64_t rows);
+  const float* logits_data() const { return logits_.data(); }
+  // Last stage only. ids[r] = the best token over all shards, of the logits just computed.
+  void sample(int64_t rows, const uint8_t* forbid_eos, int32_t* ids);
+
+  const Shard& shard() const { return shard_; }
+  const Architecture& architecture() const { return arch_; }
+  size_t weight_bytes() const { return weight_bytes_; }
+  int64_t logit_rows() const { return logit_rows_; }
+
+ private:
+  void load(WeightSource& source, Progress& progress);
+  DecoderLayer load_layer(WeightSource& source, int64_t layer);
+  DeviceArray<float> load_vector(const WeightTensor& w);
+  DeviceArray<int32_t> load_index(const std::vector<int32_t>& permutation);
+  std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);
+  void attention_block(const DecoderLayer& w, const KvLayer& kv, const StepRows& step);
+  void mlp_block(const DecoderLayer& w, int64_t rows);
+  const void* column_input(const void* in, const DeviceArray<int32_t>& index, int64_t rows);
+  const void* row_input(const void* in, const DeviceArray<int32_t>& index, int64_t rows,
+                        int64_t local_cols);
+
+  Architecture arch_;
+  Shard shard_;
+  Backend& backend_;
+  ShardComms comms_;
+  KvCache& cache_;
+  int64_t max_rows_, logit_rows_;
+  size_t weight_bytes_ = 0;
+
+  std::unique_ptr<Embedding> embedding_;
+  std::unique_ptr<Linear> output_;
+  DeviceArray<float> final_norm_;            // [hidden]
+  DeviceArray<float> inverse_frequencies_;   // [rope_dims / 2]
+  std::vector<DecoderLayer> layers_;
+  DeviceArray<int32_t> eos_ids_;
+
+  // Activations [max_rows padded, ...] of the backend's activation type.
+  DeviceArray<std::byte> residual_, normed_, qkv_, attended_, delta_, gate_up_, gated_;
+  DeviceArray<std::byte> gathered_, permuted_;  // act-order only
+  DeviceArray<std::byte> selected_;             // [logit_rows padded, hidden]
+  DeviceArray<float> logits_;                   // [logit_rows padded, vocab shard]
+  DeviceArray<Candidate> candidates_;           // [1 + tp, logit_rows]: own, then everybody's
+};
+
+}  // namespace drover

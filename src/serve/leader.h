@@ -2,45 +2,36 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "base/interrupt.h"
 #include "comm/grid.h"
 #include "sched/scheduler.h"
+#include "serve/request_sink.h"
 
 namespace drover {
 
 class Mailbox;
 
-// Called on the leader's thread, in the order things happened. Must return soon and not throw.
-struct LeaderEvents {
-  std::function<void(const FirstToken&)> first_token;
-  std::function<void(const StreamedToken&)> streamed;
-  std::function<void(Finished&&)> finished;
-  std::function<void(LogitsBlock&&)> logits;
-};
-
-class Leader {
+class Leader : public RequestSink {
  public:
   // `mailbox` must outlive the leader. `step_seconds`: longest wait for one step's result.
   Leader(Mailbox& mailbox, const Grid& grid, const ReplicaLimits& limits, Interrupt& interrupt,
          double step_seconds);
-  ~Leader();
+  ~Leader() override;
 
-  // Replaces the events; only while idle (before submit, or after drain).
-  void listen(LeaderEvents events);
-  // From any thread. Never waits. Throws kUsage when the request can never run (Scheduler::refuse).
-  void submit(std::vector<Request> requests);
-  // Waits until everything submitted has finished. Throws the interrupt's cause.
-  void drain();
+  void listen(LeaderEvents events) override;
+  std::optional<std::string> refuse(const Request& request) const override;
+  void submit(std::vector<Request> requests) override;
+  void drain() override;
   // Tells all workers to stop and joins. Idempotent.
   void stop();
 
-  // Sums over the replicas, since start or the last call of reset_counters; call while idle.
-  SchedulerCounters counters() const;
-  void reset_counters();
+  SchedulerCounters counters() const override;
+  void reset_counters() override;
   // Seconds in which at least one step was in flight, and the workers' sum of step seconds.
   double busy_seconds() const;
 

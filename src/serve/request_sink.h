@@ -1,0 +1,38 @@
+// What a session needs of the leader: requests go in, events come out. Leader is the one
+// implementation of the program; tests of this room put their own behind it.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sched/scheduler.h"
+
+namespace drover {
+
+// Called on the sink's own thread, in the order things happened. Must return soon and not throw.
+struct LeaderEvents {
+  std::function<void(const FirstToken&)> first_token;
+  std::function<void(const StreamedToken&)> streamed;
+  std::function<void(Finished&&)> finished;
+  std::function<void(LogitsBlock&&)> logits;
+};
+
+class RequestSink {
+ public:
+  virtual ~RequestSink() = default;
+  // Replaces the events; only while idle (before submit, or after drain).
+  virtual void listen(LeaderEvents events) = 0;
+  // Why a request can never run, or nothing (Scheduler::refuse). From any thread.
+  virtual std::optional<std::string> refuse(const Request& request) const = 0;
+  // From any thread. Never waits. Throws kUsage when a request can never run.
+  virtual void submit(std::vector<Request> requests) = 0;
+  // Waits until everything submitted has finished. Throws the interrupt's cause.
+  virtual void drain() = 0;
+  // Sums over the replicas, since start or the last call of reset_counters; call while idle.
+  virtual SchedulerCounters counters() const = 0;
+  virtual void reset_counters() = 0;
+};
+
+}  // namespace drover

@@ -47,6 +47,8 @@ struct Request {
 };
 
 struct SchedulerCounters {
+  // plan_rows = prefill_rows + decode_rows; recomputed_rows are those of prefill_rows that had been
+  // planned before.
   uint64_t steps = 0, plan_rows = 0, prefill_rows = 0, decode_rows = 0, recomputed_rows = 0;
   uint64_t preemptions = 0, admitted = 0, finished = 0;
   int32_t peak_running = 0, peak_pages = 0;
@@ -61,7 +63,7 @@ class Scheduler {
   // 40: raise --kv-memory"), or nothing. Check before submit.
   std::optional<std::string> refuse(const Request& r) const;
   // Queues the request with a replica: the one with the fewest outstanding tokens (prompt + bound
-  // of new ones), free pages deciding between equals.
+  // of new ones), free pages deciding between equals. Throws kUsage when refuse() has a reason.
   void submit(Request r);
   // Moves what is queued but not admitted, so that a long query is balanced after it arrived:
   // a replica that runs dry takes queued requests from the fullest. Called by plan().
@@ -70,10 +72,10 @@ class Scheduler {
   // nothing to tell): the leader then sends none. `out` is cleared and reused.
   // A group with no rows is skipped in favour of the next one that has some.
   bool plan(int replica, StepPlan& out);
-  // A result of the replica, in step order.
+  // A result of the replica, in step order. Throws kInternal when it contradicts the plans.
   void complete(int replica, const StepResult& result);
 
-  // True when no request is queued or running and all retirements have been told.
+  // True when every request has finished (its result has come) and all retirements were told.
   bool idle() const;
   bool idle(int replica) const;
   int64_t outstanding_tokens(int replica) const;
@@ -82,8 +84,20 @@ class Scheduler {
 
  private:
   struct Replica;
+  struct Load {
+    int64_t outstanding = 0;
+    int64_t queued = 0;
+    bool busy = false;
+  };
+  void note(size_t replica);
+  void steal(size_t thief);
+
   std::vector<std::unique_ptr<Replica>> replicas_;
+  std::vector<Load> load_;  // of each replica
   ReplicaLimits limits_;
+  uint64_t arrivals_ = 0;
+  int64_t queued_ = 0;      // over all replicas
+  int busy_ = 0;            // replicas that are not idle
 };
 
 }  // namespace drover

@@ -49,6 +49,10 @@ struct PageGrant {
   std::vector<int32_t> pages;
 };
 
+// A slot belongs to one group for good (slot % groups) and is admitted in a plan of that group, but
+// may be retired or suspended in a plan of any group. So sampled tokens may be stored whenever the
+// next step of their group begins, before its plan is applied.
+//
 // Order of application: retired, suspended, admitted, grants; then the rows run: first the chunks
 // as listed, then one row for every decoding slot of the group, by ascending slot.
 struct StepPlan {

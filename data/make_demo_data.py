@@ -46,7 +46,7 @@ def read_corpus(wheel):
                 continue
             question, answer = (" ".join(str(lines[0]).split()), str(lines[1]).strip())
             key = re.sub(r"\W+", " ", question.casefold()).strip()
-            if not is_question(question) or not answer or answer.endswith("?") or key in seen:
+            if not is_question(question) or not answer or is_question(answer) or key in seen:
                 continue
             seen.add(key)
             pairs[category].append((question, answer))

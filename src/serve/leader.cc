@@ -1,0 +1,252 @@
+#include "serve/leader.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "base/log.h"
+#include "comm/world.h"
+
+namespace drover {
+
+namespace {
+
+// Plans of a replica that may be unanswered: one for each group of sequences, and one ahead.
+int32_t steps_in_flight(const ReplicaLimits& limits) { return limits.groups + 1; }
+
+struct InFlight {
+  uint64_t step = 0;
+  Deadline deadline;
+};
+
+}  // namespace
+
+struct Leader::Impl {
+  Impl(Mailbox& m, const Grid& g, const ReplicaLimits& l, Interrupt& i, double seconds)
+      : mailbox(m), grid(g), limits(l), interrupt(i), step_seconds(seconds), scheduler(g.dp, l),
+        in_flight(static_cast<size_t>(g.dp)) {
+    thread = std::thread([this] { run(); });
+  }
+
+  void run() {
+    try {
+      std::chrono::microseconds pause{20};
+      while (!stopping) {
+        const bool moved = take_arrivals() + send_plans() + take_results() > 0;
+        if (moved) {
+          pause = std::chrono::microseconds{20};
+          continue;
+        }
+        interrupt.check();
+        check_deadlines();
+        if (unanswered == 0) {
+          wait_for_arrivals();
+        } else {
+          std::this_thread::sleep_for(pause);
+          pause = std::min(pause * 2, std::chrono::microseconds{160});
+        }
+      }
+      for (int r = 0; r < grid.dp; ++r) send_stop(r);
+    } catch (const Error& e) {
+      interrupt.raise(e.code(), e.what());
+    } catch (const std::exception& e) {
+      interrupt.raise(ExitCode::kInternal, fmt::format("leader: {}", e.what()));
+    }
+    const std::lock_guard lock(mutex);
+    ended = true;
+    changed.notify_all();
+  }
+
+  int take_arrivals() {
+    std::vector<Request> taken;
+    {
+      const std::lock_guard lock(mutex);
+      taken.swap(arrivals);
+    }
+    for (auto& r : taken) scheduler.submit(std::move(r));
+    return static_cast<int>(taken.size());
+  }
+
+  int send_plans() {
+    int sent = 0;
+    for (int r = 0; r < grid.dp; ++r) {
+      auto& flight = in_flight[static_cast<size_t>(r)];
+      while (static_cast<int32_t>(flight.size()) < steps_in_flight(limits) &&
+             scheduler.plan(r, plan)) {
+        if (unanswered == 0) busy_since = Clock::now();
+        encode(plan, bytes);
+        mailbox.post(grid.first_rank(r), Mailbox::Channel::kPlan, bytes);
+        flight.push_back({plan.step, deadline_in(step_seconds)});
+        ++unanswered;
+        ++sent;
+      }
+    }
+    return sent;
+  }
+
+  int take_results() {
+    int taken = 0;
+    int from = 0;
+    while (mailbox.poll(Mailbox::Channel::kResult, bytes, &from)) {
+      StepResult result = decode_result(bytes);
+      const int r = grid.replica_of(from);
+      auto& flight = in_flight[static_cast<size_t>(r)];
+      DROVER_CHECK(!flight.empty() && flight.front().step == result.step, ExitCode::kInternal,
+                   "replica {} answered step {}, which it was not asked for", r, result.step);
+      flight.pop_front();
+      // A pipeline answers one after the other: the next step's time starts now.
+      if (!flight.empty()) flight.front().deadline = deadline_in(step_seconds);
+      scheduler.complete(r, result);
+      deliver(result);
+      if (--unanswered == 0) busy += std::chrono::duration<double>(Clock::now() - busy_since).count();
+      ++taken;
+    }
+    return taken;
+  }
+
+  void deliver(StepResult& result) {
+    for (const auto& t : result.first) {
+      if (events.first_token) events.first_token(t);
+    }
+    for (const auto& t : result.streamed) {
+      if (events.streamed) events.streamed(t);
+    }
+    for (auto& block : result.logits) {
+      if (events.logits) events.logits(std::move(block));
+    }
+    for (auto& f : result.finished) {
+      if (events.finished) events.finished(std::move(f));
+    }
+  }
+
+  void check_deadlines() {
+    const auto now = Clock::now();
+    for (size_t r = 0; r < in_flight.size(); ++r) {
+      if (in_flight[r].empty() || now < in_flight[r].front().deadline) continue;
+      DROVER_FAIL(ExitCode::kLostPeer,
+                  "replica {} (ranks {} to {}) did not answer step {} within {:.0f} s: raise "
+                  "--step-seconds if its steps are that slow",
+                  r, grid.first_rank(static_cast<int>(r)),
+                  grid.first_rank(static_cast<int>(r)) + grid.replica_ranks() - 1,
+                  in_flight[r].front().step, step_seconds);
+    }
+  }
+
+  void wait_for_arrivals() {
+    std::unique_lock lock(mutex);
+    DROVER_CHECK(scheduler.idle() || !arrivals.empty(), ExitCode::kInternal,
+                 "the scheduler has work and plans none of it");
+    idle = arrivals.empty();
+    if (idle) changed.notify_all();
+    changed.wait_for(lock, std::chrono::milliseconds(20),
+                     [this] { return !arrivals.empty() || stopping; });
+    if (!arrivals.empty()) idle = false;
+  }
+
+  void send_stop(int replica) {
+    StepPlan stop;
+    stop.stop = true;
+    encode(stop, bytes);
+    mailbox.post(grid.first_rank(replica), Mailbox::Channel::kPlan, bytes);
+  }
+
+  Mailbox& mailbox;
+  Grid grid;
+  ReplicaLimits limits;
+  Interrupt& interrupt;
+  double step_seconds;
+
+  // The leader thread's own.
+  Scheduler scheduler;
+  std::vector<std::deque<InFlight>> in_flight;
+  int unanswered = 0;
+  StepPlan plan;
+  std::vector<std::byte> bytes;
+  LeaderEvents events;  // set while idle
+  Clock::time_point busy_since;
+  double busy = 0;
+  std::vector<SchedulerCounters> base;  // at the last reset
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Request> arrivals;  // guarded by mutex
+  bool idle = true;               // guarded by mutex: nothing submitted is unfinished
+  bool ended = false;             // guarded by mutex: the thread is over
+  std::atomic<bool> stopping{false};
+  std::thread thread;             // last: it uses all of the above
+};
+
+Leader::Leader(Mailbox& mailbox, const Grid& grid, const ReplicaLimits& limits, Interrupt& interrupt,
+               double step_seconds)
+    : impl_(std::make_unique<Impl>(mailbox, grid, limits, interrupt, step_seconds)) {}
+
+Leader::~Leader() { stop(); }
+
+void Leader::listen(LeaderEvents events) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->events = std::move(events);
+}
+
+std::optional<std::string> Leader::refuse(const Request& request) const {
+  return impl_->scheduler.refuse(request);
+}
+
+void Leader::submit(std::vector<Request> requests) {
+  for (const auto& r : requests) {
+    if (const auto why = refuse(r)) DROVER_FAIL(ExitCode::kUsage, "{}", *why);
+  }
+  const std::lock_guard lock(impl_->mutex);
+  impl_->idle = false;
+  impl_->arrivals.insert(impl_->arrivals.end(), std::make_move_iterator(requests.begin()),
+                         std::make_move_iterator(requests.end()));
+  impl_->changed.notify_all();
+}
+
+void Leader::drain() {
+  std::unique_lock lock(impl_->mutex);
+  impl_->changed.wait(lock, [this] { return impl_->idle || impl_->ended; });
+  impl_->interrupt.check();
+}
+
+void Leader::stop() {
+  if (!impl_->thread.joinable()) return;
+  impl_->stopping = true;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->changed.notify_all();
+  }
+  impl_->thread.join();
+}
+
+SchedulerCounters Leader::counters() const {
+  SchedulerCounters sum;
+  for (int r = 0; r < impl_->grid.dp; ++r) {
+    const auto& c = impl_->scheduler.counters(r);
+    const SchedulerCounters zero;
+    const auto i = static_cast<size_t>(r);
+    const auto& b = i < impl_->base.size() ? impl_->base[i] : zero;
+    sum.steps += c.steps - b.steps;
+    sum.plan_rows += c.plan_rows - b.plan_rows;
+    sum.prefill_rows += c.prefill_rows - b.prefill_rows;
+    sum.decode_rows += c.decode_rows - b.decode_rows;
+    sum.recomputed_rows += c.recomputed_rows - b.recomputed_rows;
+    sum.preemptions += c.preemptions - b.preemptions;
+    sum.admitted += c.admitted - b.admitted;
+    sum.finished += c.finished - b.finished;
+    sum.peak_running = std::max(sum.peak_running, c.peak_running);
+    sum.peak_pages = std::max(sum.peak_pages, c.peak_pages);
+  }
+  return sum;
+}
+
+void Leader::reset_counters() {
+  impl_->base.clear();
+  for (int r = 0; r < impl_->grid.dp; ++r) impl_->base.push_back(impl_->scheduler.counters(r));
+  impl_->busy = 0;
+}
+
+double Leader::busy_seconds() const { return impl_->busy; }
+
+}  // namespace drover

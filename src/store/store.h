@@ -2,6 +2,7 @@
 // type leaves it. Files are treated as hostile: every size is checked against the limits here
 // before an allocation, external links, virtual datasets and filters with plug-ins are refused.
 // All errors are kBadInput and name the file, the object, what was expected and what to do.
+// HDF5's serial build is not thread-safe: one lock of the room serializes all calls of all threads.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,7 @@ struct TensorInfo {
   ZeroKind zero;
   int64_t rows, cols;
   int32_t group;
-  uint64_t stored_bytes;
+  uint64_t stored_bytes;  // of the tensor's elements, before filters, without checksums
 };
 
 class ModelStore {
@@ -77,6 +78,14 @@ class Dataset {
   virtual bool synthetic() const = 0;
   virtual void verify_all() = 0;
 };
+
+// Random token ids (seeded, uniform over [16, vocab)) with lengths from the spec, for performance
+// work where no data set is at hand. Specs:
+//   synthetic:openorca[:n]  lengths like Open Orca's, 2,000 of them, repeated up to n (2,000)
+//   synthetic:INxOUT[:n]    n (256) samples of IN prompt tokens and OUT new ones
+// Texts are empty, tokenizer_sha256 too; a token's piece is its number. Other specs: kUsage.
+bool is_synthetic_dataset(const std::string& spec);
+std::unique_ptr<Dataset> synthetic_dataset(const std::string& spec, int32_t vocab, uint64_t seed);
 
 // Copies FILE into DIR (name + size + mtime decide whether it is there already), through a
 // temporary name; returns the copy's path. Checks free space first. kEnvironment on failure.

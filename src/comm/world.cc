@@ -89,7 +89,7 @@ int World::local_size() const { return impl_->local_size; }
 const std::vector<Peer>& World::peers() const { return impl_->peers; }
 void World::set_finalize(bool yes) { impl_->finalize = yes; }
 
-std::string World::library_version() const {
+std::string mpi_version() {
   char text[MPI_MAX_LIBRARY_VERSION_STRING];
   int length = 0;
   MPI_Get_library_version(text, &length);

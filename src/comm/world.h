@@ -35,7 +35,6 @@ class World {
   int local_rank() const;  // among the ranks of this host
   int local_size() const;
   const std::vector<Peer>& peers() const;  // of every rank
-  std::string library_version() const;
 
   // Communicator over all ranks for the backend's data, used by one thread. Every wait of it ends
   // after `seconds` with kLostPeer. `progress` may be null. Collective.
@@ -77,6 +76,8 @@ class Watchdog {
   // Waits until every rank has come here too, or `seconds` are over. True: MPI_Finalize is safe.
   virtual bool leave(double seconds) = 0;
 };
+
+std::string mpi_version();  // needs no World
 
 // SIGTERM and SIGINT make the watchdog raise kLostPeer (or kEnvironment for SIGINT).
 void install_signal_handlers();

@@ -91,4 +91,6 @@ std::unique_ptr<Dataset> synthetic_dataset(const std::string& spec, int32_t voca
 // temporary name; returns the copy's path. Checks free space first. kEnvironment on failure.
 std::string stage_file(const std::string& file, const std::string& dir);
 
+std::string hdf5_version();
+
 }  // namespace drover

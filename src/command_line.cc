@@ -1,0 +1,92 @@
+#include "command_line.h"
+
+namespace drover {
+
+namespace {
+
+std::vector<OptionRow> join(std::vector<OptionRow> a, const std::vector<OptionRow>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+}  // namespace
+
+std::vector<OptionRow> engine_options() {
+  return {
+      {"model", "", "model store (HDF5), or synthetic:NAME[:seed]"},
+      {"tp", "1", "tensor-parallel slots of a stage (0: what is left)"},
+      {"pp", "1", "pipeline stages (0: what is left)"},
+      {"dp", "0", "replicas (0: what is left)"},
+      {"topology", "", "INI file whose [grid] gives tp, pp and dp where they are not given here"},
+      {"backend", "auto", "auto or cpu"},
+      {"activations", "bf16", "inputs of linear layers: bf16, or f32 (exact, slower)"},
+      {"kv", "fp8", "KV cache: fp8 (e4m3, a scale per token and head), bf16 or f32"},
+      {"kv-memory", "", "bytes of KV cache per rank, such as 2GiB (empty: what the sequences need, "
+                        "at most a fifth of the host's memory shared by its ranks)"},
+      {"page-tokens", "16", "tokens of a KV page"},
+      {"max-sequences", "64", "sequences at once per replica"},
+      {"max-length", "0", "longest sequence, prompt and answer (0: what the model allows)"},
+      {"step-tokens", "256", "rows of one step at most"},
+      {"chunk-tokens", "128", "rows of one prompt's chunk at most"},
+      {"groups", "0", "groups of sequences in flight (0: one for each stage)"},
+      {"batching", "continuous", "continuous, or static (a batch ends before the next begins)"},
+      {"threads", "0", "threads of a CPU rank (0: the host's cores shared by its ranks)"},
+      {"stage", "", "folder on a local disk: the store is copied there first"},
+      {"step-seconds", "60", "longest wait for one step before the run is given up"},
+      {"load-seconds", "1800", "longest wait for all ranks to load"},
+      {"report-memory", "no", "print weights, KV and peak memory of every rank at the end"},
+      {"log-level", "info", "debug, info, warn or error"},
+      {"config", "", "file of key = value lines with these same keys"},
+      {"help", "no", "print this"},
+  };
+}
+
+std::vector<OptionRow> run_options() {
+  return join(
+      {
+          {"dataset", "", "dataset (HDF5), or synthetic:openorca[:n] or synthetic:INxOUT[:n]"},
+          {"scenario", "offline", "offline, server, interactive or singlestream"},
+          {"mode", "performance", "performance, accuracy, or both with a comma, in that order"},
+          {"out", "", "folder of the results"},
+          {"force", "no", "replace results that are there"},
+          {"samples", "0", "use the first so many samples (0: all)"},
+          {"max-new-tokens", "1024", "longest answer"},
+          {"demo", "no", "short run: the set's size decides, not MLPerf's minimum length"},
+          {"benchmark", "", "LoadGen's name of the benchmark: llama2-70b, ... (empty: drover-demo "
+                            "with --demo, else llama2-70b)"},
+          {"user-conf", "", "LoadGen's user.conf"},
+          {"audit-conf", "", "LoadGen's audit.config (a compliance test)"},
+          {"target-qps", "0", "queries a second: Server issues them, Offline sizes the run by them"},
+          {"ttft-ms", "0", "limit on the time to first token with --demo (0: the scenario's)"},
+          {"tpot-ms", "0", "limit on the time per output token with --demo (0: the scenario's)"},
+          {"sort", "yes", "Offline: longest prompts first within what is queued"},
+          {"warmup", "4", "sequences run before the clock starts"},
+          {"progress", "yes", "show progress"},
+      },
+      engine_options());
+}
+
+std::vector<OptionRow> generate_options() {
+  return join(
+      {
+          {"text", "", "a question, put through the store's chat template"},
+          {"dataset", "", "dataset whose samples are answered"},
+          {"samples", "", "sample numbers, with commas"},
+          {"tokens", "", "JSON file: a list of lists of token ids"},
+          {"json", "", "write prompts, token ids and text to this file"},
+          {"max-new-tokens", "64", "longest answer"},
+          {"one-by-one", "no", "each alone instead of all in one batch"},
+      },
+      engine_options());
+}
+
+std::vector<OptionRow> logits_options() {
+  return join(
+      {
+          {"tokens", "", "JSON file: a list of {\"tokens\": [ids], \"from\": first position}"},
+          {"out", "", "folder for logits.f32 (raw) and index.json"},
+      },
+      engine_options());
+}
+
+}  // namespace drover

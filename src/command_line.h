@@ -1,0 +1,17 @@
+// The options of the subcommands: one line each, name, default, help.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "base/options.h"
+
+namespace drover {
+
+// Those of every subcommand that starts the engine.
+std::vector<OptionRow> engine_options();
+std::vector<OptionRow> run_options();       // drover run
+std::vector<OptionRow> generate_options();  // drover generate
+std::vector<OptionRow> logits_options();    // drover logits
+
+}  // namespace drover

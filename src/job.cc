@@ -1,0 +1,340 @@
+#include "job.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <iostream>
+#include <thread>
+
+#include "backend/cpu/cpu_backend.h"
+#include "base/host.h"
+#include "base/log.h"
+#include "command_line.h"
+#include "drover_version.h"
+#include "engine/worker.h"
+#include "serve/session.h"
+#include "store/store.h"
+
+namespace drover {
+
+namespace {
+
+struct MemoryReport {
+  uint64_t weights = 0, kv = 0, peak_rss = 0;
+};
+
+// Everything one rank owns, in the order it is built; destroyed in reverse.
+class Rank {
+ public:
+  Rank(const Options& options, const JobParts& parts, World& world, Interrupt& interrupt,
+       Progress& progress)
+      : options_(options), parts_(parts), world_(world), interrupt_(interrupt),
+        progress_(progress) {}
+
+  ExitCode run() {
+    start();
+    load();
+    const ExitCode code = serve();
+    if (options_.flag("report-memory")) report_memory();
+    // Everybody leaves with rank 0's verdict.
+    return static_cast<ExitCode>(-world_.agree_min(-static_cast<int64_t>(code), interrupt_, 60));
+  }
+
+ private:
+  void start() {
+    if (world_.rank() == 0 && parts_.prepare) parts_.prepare();
+    world_.barrier(interrupt_, 120, "start of all ranks");
+    open_log();
+    grid_ = choose_grid();
+    DROVER_CHECK(options_.text("backend") == "auto" || options_.text("backend") == "cpu",
+                 ExitCode::kUsage, "--backend {}: this build has the cpu backend only",
+                 options_.text("backend"));
+    DROVER_CHECK(!options_.text("model").empty(), ExitCode::kUsage,
+                 "--model is missing: give a model store, or synthetic:NAME");
+    if (world_.rank() == 0) print_resolved();
+  }
+
+  void open_log() const {
+    std::string file;
+    if (!parts_.log_dir.empty()) {
+      std::error_code error;
+      std::filesystem::create_directories(parts_.log_dir, error);
+      DROVER_CHECK(!error, ExitCode::kEnvironment, "{}: cannot be made: {}", parts_.log_dir,
+                   error.message());
+      file = fmt::format("{}/rank-{:04d}.log", parts_.log_dir, world_.rank());
+    }
+    log::init(world_.rank(), file, world_.rank() == 0);
+    spdlog::set_level(spdlog::level::from_str(options_.text("log-level")));
+  }
+
+  void print_resolved() const {
+    std::string line;
+    for (const auto& [name, value] : options_.values()) {
+      if (!value.empty() && value != "no") line += fmt::format(" --{} {}", name, value);
+    }
+    log::info("{} ranks, {};{}", world_.size(), grid_.text(), line);
+  }
+
+  Grid choose_grid() const {
+    const auto size = [&](const char* name, const std::map<std::string, std::string>& topology) {
+      const auto t = topology.find(std::string("grid.") + name);
+      if (options_.given(name) || t == topology.end()) {
+        return static_cast<int>(options_.integer(name, 0, 1 << 20));
+      }
+      const int value = std::atoi(t->second.c_str());
+      DROVER_CHECK(value > 0 || t->second == "0", ExitCode::kBadInput,
+                   "{}: grid.{} = {}: expected a whole number", options_.text("topology"), name,
+                   t->second);
+      return value;
+    };
+    const auto topology = options_.text("topology").empty() ? std::map<std::string, std::string>{}
+                                                            : read_ini(options_.text("topology"));
+    return make_grid(size("tp", topology), size("pp", topology), size("dp", topology),
+                     world_.size());
+  }
+
+  void load() {
+    progress_.enter("loading", 300);
+    const double seconds = options_.number("load-seconds", 1, 1e6);
+    // One rank of a host copies; the others find the copy.
+    if (!options_.text("stage").empty()) {
+      if (world_.local_rank() == 0) source_ = open_source();
+      progress_.waiting = true;
+      world_.barrier(interrupt_, seconds, "staging of the store");
+      progress_.waiting = false;
+    }
+    if (!source_) source_ = open_source();
+    const Architecture& a = source_->architecture();
+    check_grid(a, grid_.tp, grid_.pp, source_->group());
+    shard_ = make_shard(a, grid_.tp, grid_.slot_of(world_.rank()), grid_.pp,
+                        grid_.stage_of(world_.rank()), source_->group());
+    if (world_.rank() == 0) log::info("{}: {}, {}", options_.text("model"), a.summary(), source_->description());
+    make_backend();
+    make_comms();
+    size_engine(a);
+    cache_ = std::make_unique<KvCache>(*backend_, kv_, shard_.layers.size());
+    const int64_t logit_rows = std::min<int64_t>(limits_.step_tokens, 128);
+    decoder_ = std::make_unique<Decoder>(*source_, shard_, *backend_, comms_, *cache_,
+                                         limits_.step_tokens, logit_rows, progress_);
+    mailbox_ = world_.make_mailbox();
+    worker_ = std::make_unique<Worker>(
+        *decoder_, *backend_, comms_, *mailbox_, grid_, world_.rank(),
+        WorkerLimits{.slots = limits_.slots, .max_positions = limits_.max_positions,
+                     .step_tokens = limits_.step_tokens, .page_tokens = limits_.page_tokens,
+                     .pages = limits_.pages, .step_seconds = step_seconds()},
+        interrupt_, progress_);
+    log::info("shard: layers {}-{}, heads {}-{}, vocabulary {}-{}; weights {:.1f} MiB, KV {:.1f} MiB "
+              "in {} pages of {} tokens",
+              shard_.layers.begin, shard_.layers.end, shard_.heads.begin, shard_.heads.end,
+              shard_.vocab.begin, shard_.vocab.end,
+              static_cast<double>(decoder_->weight_bytes()) / (1 << 20),
+              static_cast<double>(kv_bytes()) / (1 << 20), kv_.pages, kv_.page_tokens);
+    progress_.waiting = true;
+    world_.barrier(interrupt_, seconds, "loading of all ranks");
+    progress_.waiting = false;
+  }
+
+  std::unique_ptr<WeightSource> open_source() const {
+    return open_weights(options_.text("model"), options_.text("stage"));
+  }
+  double step_seconds() const { return options_.number("step-seconds", 1, 1e6); }
+
+  void make_backend() {
+    const std::string type = options_.text("activations");
+    DROVER_CHECK(type == "bf16" || type == "f32", ExitCode::kUsage,
+                 "--activations {}: expected bf16 or f32", type);
+    int threads = static_cast<int>(options_.integer("threads", 0, 4096));
+    if (threads == 0) threads = std::max(1, usable_cores() / world_.local_size());
+    backend_ = make_cpu_backend({.linear_type = type == "f32" ? Dtype::kF32 : Dtype::kBf16,
+                                 .threads = threads});
+  }
+
+  void make_comms() {
+    all_ = world_.make_comm(interrupt_, &progress_, step_seconds());
+    const int rank = world_.rank();
+    replica_ = all_->split(grid_.replica_of(rank), rank, "replica");
+    tensor_ = replica_->split(grid_.stage_of(rank), rank, "tensor");
+    pipeline_ = replica_->split(grid_.slot_of(rank), rank, "pipeline");
+    feedback_ = replica_->split(grid_.slot_of(rank), rank, "feedback");
+    comms_ = {tensor_.get(), pipeline_.get(), feedback_.get()};
+  }
+
+  // The scheduler's and the worker's sizes; pages are what the poorest rank can hold.
+  void size_engine(const Architecture& a) {
+    const auto number = [&](const char* name, int64_t least, int64_t most) {
+      return static_cast<int32_t>(options_.integer(name, least, most));
+    };
+    limits_.slots = number("max-sequences", 1, 1 << 20);
+    limits_.page_tokens = number("page-tokens", 1, 4096);
+    const int32_t length = number("max-length", 0, 1 << 24);
+    DROVER_CHECK(length <= a.max_positions, ExitCode::kUsage,
+                 "--max-length {}: the model allows {} positions", length, a.max_positions);
+    limits_.max_positions = length == 0 ? a.max_positions : length;
+    const int32_t groups = number("groups", 0, 1024);
+    limits_.groups = groups == 0 ? grid_.pp : groups;
+    DROVER_CHECK(limits_.groups >= grid_.pp, ExitCode::kUsage,
+                 "--groups {}: {} pipeline stages need at least as many groups of sequences",
+                 limits_.groups, grid_.pp);
+    limits_.step_tokens = number("step-tokens", 1, 1 << 20);
+    limits_.chunk_tokens = number("chunk-tokens", 1, 1 << 20);
+    const std::string batching = options_.text("batching");
+    DROVER_CHECK(batching == "continuous" || batching == "static", ExitCode::kUsage,
+                 "--batching {}: expected continuous or static", batching);
+    limits_.batching = batching == "static" ? Batching::kStatic : Batching::kContinuous;
+    limits_.order = parts_.order;
+
+    kv_ = {.format = kv_format(options_.text("kv")), .pages = 0, .page_tokens = limits_.page_tokens,
+           .kv_heads = static_cast<int32_t>(shard_.kv_heads.size()), .head_size = a.head_size};
+    const auto page = static_cast<int64_t>(KvCache::page_bytes(kv_, shard_.layers.size()));
+    const int64_t wanted = options_.bytes("kv-memory");
+    const int64_t memory = wanted != 0 ? wanted
+                                       : static_cast<int64_t>(memory_total_bytes() / 5) /
+                                             world_.local_size();
+    const int64_t per_sequence = limits_.max_positions / limits_.page_tokens + 2;
+    const int64_t most = std::min<int64_t>(per_sequence * limits_.slots, INT32_MAX);
+    const int64_t mine = std::min(most, memory / page);
+    const int64_t pages = world_.agree_min(mine, interrupt_, 600);
+    DROVER_CHECK(pages >= 2, ExitCode::kUsage,
+                 "no room for one sequence: the KV cache has {} pages of {} tokens ({} bytes each on "
+                 "this rank); raise --kv-memory to {} at least",
+                 pages, limits_.page_tokens, page, 2 * page);
+    limits_.pages = kv_.pages = static_cast<int32_t>(pages);
+  }
+
+  size_t kv_bytes() const {
+    return KvCache::page_bytes(kv_, shard_.layers.size()) * static_cast<size_t>(kv_.pages);
+  }
+
+  ExitCode serve() {
+    if (world_.rank() != 0) {
+      worker_->run();
+      return ExitCode::kOk;
+    }
+    // Rank 0: the worker and the leader have threads of their own, LoadGen has this one.
+    std::thread worker([this] {
+      try {
+        worker_->run();
+      } catch (const Error& e) {
+        interrupt_.raise(e.code(), fmt::format("rank 0 ({}): {}", progress_.phase.load(), e.what()));
+      } catch (const std::exception& e) {
+        interrupt_.raise(ExitCode::kInternal, fmt::format("rank 0: {}", e.what()));
+      }
+    });
+    ExitCode code = ExitCode::kOk;
+    try {
+      Leader leader(*mailbox_, grid_, limits_, interrupt_, step_seconds());
+      Job job{world_, grid_, *source_, leader, interrupt_, limits_, backend_->name(),
+              options_.text("kv"), options_.text("activations"), pages_json(), settings(),
+              versions()};
+      job.versions["backend"] = backend_->description();
+      code = parts_.body(job);
+      leader.stop();
+    } catch (const Error& e) {
+      interrupt_.raise(e.code(), e.what());
+    } catch (const std::exception& e) {
+      interrupt_.raise(ExitCode::kInternal, e.what());
+    }
+    worker.join();
+    interrupt_.check();
+    return code;
+  }
+
+  Json pages_json() const {
+    return {{"count", kv_.pages}, {"tokens", kv_.page_tokens}, {"bytes_per_rank", kv_bytes()}};
+  }
+  Json settings() const {
+    Json values;
+    for (const auto& [name, value] : options_.values()) values[name] = value;
+    values["max-positions"] = limits_.max_positions;
+    values["groups"] = limits_.groups;
+    return values;
+  }
+
+  void report_memory() {
+    const MemoryReport mine{decoder_->weight_bytes(), kv_bytes(), peak_rss_bytes()};
+    std::vector<MemoryReport> everybody(static_cast<size_t>(world_.size()));
+    all_->all_gather(&mine, everybody.data(), sizeof(mine), nullptr);
+    if (world_.rank() != 0) return;
+    std::cout << fmt::format("{:>5} {:>14} {:>14} {:>14}\n", "rank", "weights MiB", "KV pool MiB",
+                             "peak RSS MiB");
+    const auto mib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+    for (size_t r = 0; r < everybody.size(); ++r) {
+      const auto& m = everybody[r];
+      std::cout << fmt::format("{:>5} {:>14.1f} {:>14.1f} {:>14.1f}\n", r, mib(m.weights), mib(m.kv),
+                               mib(m.peak_rss));
+    }
+    std::cout.flush();
+  }
+
+  const Options& options_;
+  const JobParts& parts_;
+  World& world_;
+  Interrupt& interrupt_;
+  Progress& progress_;
+  Grid grid_;
+  Shard shard_;
+  ReplicaLimits limits_;
+  KvShape kv_;
+  std::unique_ptr<WeightSource> source_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Comm> all_, replica_, tensor_, pipeline_, feedback_;
+  ShardComms comms_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Mailbox> mailbox_;
+  std::unique_ptr<Worker> worker_;
+};
+
+// Only the rank that failed first and rank 0 speak; each rank's log file has it too.
+void tell(const World& world, const Interrupt& interrupt, bool own) {
+  log::error("{} (exit code {})", interrupt.cause(), static_cast<int>(interrupt.code()));
+  log::flush();
+  if (world.rank() == 0 || own) {
+    std::cerr << fmt::format("drover: [{} rank {}] {}\n", world.peers()[static_cast<size_t>(world.rank())].host,
+                             world.rank(), interrupt.cause());
+    std::cerr.flush();
+  }
+}
+
+}  // namespace
+
+int run_job(const Options& options, const JobParts& parts) {
+  install_signal_handlers();
+  World world;
+  Interrupt interrupt;
+  Progress progress;
+  auto watchdog = world.make_watchdog(interrupt, progress);
+  auto code = ExitCode::kOk;
+  bool own = false;
+  auto rank = std::make_unique<Rank>(options, parts, world, interrupt, progress);
+  try {
+    code = rank->run();
+  } catch (const Error& e) {
+    own = interrupt.raise(e.code(), fmt::format("rank {} ({}): {}", world.rank(),
+                                                progress.phase.load(), e.what()));
+  } catch (const std::exception& e) {
+    own = interrupt.raise(ExitCode::kInternal, fmt::format("rank {} ({}): {}", world.rank(),
+                                                           progress.phase.load(), e.what()));
+  }
+  progress.enter("leaving", 60);
+  if (interrupt.raised()) {
+    code = interrupt.code();
+    tell(world, interrupt, own);
+  }
+  // A lost peer never says goodbye; whoever failed in the same way everywhere does.
+  const bool lost = code == ExitCode::kLostPeer;
+  const bool together = watchdog->leave(lost ? 0.5 : 5.0);
+  log::flush();
+  if (!together) std::_Exit(static_cast<int>(code));  // MPI_Finalize would wait for the lost peer
+  rank.reset();
+  watchdog.reset();
+  return static_cast<int>(code);
+}
+
+Json versions() {
+  return {{"drover", version::kDrover},   {"commit", version::kCommit},
+          {"build", version::kBuildType}, {"compiler", version::kCompiler},
+          {"loadgen", loadgen_version()}, {"mpi", mpi_version()},
+          {"hdf5", hdf5_version()}};
+}
+
+}  // namespace drover

@@ -1,0 +1,47 @@
+// The wiring: options, MPI, grid, backend, communicators, leader and worker, and how they end.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "base/interrupt.h"
+#include "base/json.h"
+#include "base/options.h"
+#include "comm/grid.h"
+#include "comm/world.h"
+#include "model/weights.h"
+#include "sched/scheduler.h"
+#include "serve/leader.h"
+
+namespace drover {
+
+// What rank 0 may use once all ranks have loaded.
+struct Job {
+  World& world;
+  const Grid& grid;
+  WeightSource& source;
+  Leader& leader;
+  Interrupt& interrupt;
+  const ReplicaLimits& limits;
+  std::string backend;       // "cpu"
+  std::string kv;            // "fp8"
+  std::string activations;   // "bf16"
+  Json pages;                // count, tokens, bytes of a rank
+  Json settings;             // the resolved options
+  Json versions;
+};
+
+struct JobParts {
+  std::string log_dir;               // a log file for each rank; empty: none
+  QueueOrder order = QueueOrder::kArrival;
+  std::function<void()> prepare;     // rank 0, before anything expensive; may be null
+  std::function<ExitCode(Job&)> body;  // rank 0, on the main thread
+};
+
+// Runs the job on all ranks and returns the exit code, the same on each.
+// Rank 0 prints the first cause of a failure; every rank logs it.
+int run_job(const Options& options, const JobParts& parts);
+
+Json versions();  // drover, build, MPI, HDF5, LoadGen, oneDNN
+
+}  // namespace drover

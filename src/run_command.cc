@@ -1,0 +1,124 @@
+// drover run: the benchmark.
+#include <fmt/format.h>
+
+#include <iostream>
+
+#include "command_line.h"
+#include "commands.h"
+#include "job.h"
+#include "serve/session.h"
+#include "store/store.h"
+
+namespace drover {
+
+namespace {
+
+ServeOptions serve_options(const Options& o) {
+  ServeOptions s;
+  s.scenario = parse_scenario(o.text("scenario"));
+  s.modes = parse_modes(o.text("mode"));
+  s.samples = static_cast<size_t>(o.integer("samples", 0, 1 << 24));
+  s.max_new_tokens = static_cast<int32_t>(o.integer("max-new-tokens", 1, 1 << 24));
+  s.out_dir = o.text("out");
+  DROVER_CHECK(!s.out_dir.empty(), ExitCode::kUsage, "--out is missing: a folder for the results");
+  DROVER_CHECK(!o.text("dataset").empty(), ExitCode::kUsage,
+               "--dataset is missing: give a dataset, or synthetic:openorca");
+  s.force = o.flag("force");
+  s.demo = o.flag("demo");
+  s.model_name = o.text("benchmark");
+  if (s.model_name.empty()) {
+    s.model_name = s.demo                                   ? "drover-demo"
+                   : s.scenario == Scenario::kInteractive ? "llama2-70b-interactive"
+                                                            : "llama2-70b";
+  }
+  s.user_conf = o.text("user-conf");
+  s.audit_conf = o.text("audit-conf");
+  s.target_qps = o.number("target-qps", 0, 1e9);
+  s.ttft_limit_ms = o.number("ttft-ms", 0, 1e9);
+  s.tpot_limit_ms = o.number("tpot-ms", 0, 1e9);
+  s.warmup_requests = static_cast<int>(o.integer("warmup", 0, 1 << 20));
+  s.progress = o.flag("progress");
+  return s;
+}
+
+QueueOrder queue_order(const Options& o, Scenario scenario) {
+  if (scenario == Scenario::kOffline) {
+    return o.flag("sort") ? QueueOrder::kLongest : QueueOrder::kArrival;
+  }
+  return scenario == Scenario::kSingleStream ? QueueOrder::kArrival : QueueOrder::kDeadline;
+}
+
+std::unique_ptr<Dataset> open_dataset(const std::string& spec, const WeightSource& source,
+                                      const ModelStore* store) {
+  if (spec.rfind("synthetic:", 0) == 0) {
+    return synthetic_dataset(spec, source.architecture().vocab, 1);
+  }
+  auto dataset = Dataset::open(spec);
+  DROVER_CHECK(dataset->vocab() <= source.architecture().vocab, ExitCode::kBadInput,
+               "{}: made for a vocabulary of {} tokens, the model has {}: it belongs to another "
+               "tokenizer; import the data again with this model's",
+               spec, dataset->vocab(), source.architecture().vocab);
+  const std::string model = store != nullptr ? store->tokenizer_sha256() : "";
+  DROVER_CHECK(model.empty() || dataset->tokenizer_sha256() == model, ExitCode::kBadInput,
+               "{}: made with another tokenizer (sha256 {:.12}..., the model's is {:.12}...): import "
+               "the data again with this model's",
+               spec, dataset->tokenizer_sha256(), model);
+  return dataset;
+}
+
+Json provenance(const ModelStore& store) {
+  Json json;
+  for (const auto& [name, value] : store.provenance()) {
+    std::visit([&](const auto& v) { json[name] = v; }, value);
+  }
+  return json;
+}
+
+RunFacts facts(const Options& o, const Job& job, const Dataset& dataset, const ModelStore* store) {
+  RunFacts f;
+  f.grid = job.grid.text();
+  f.backend = job.backend;
+  f.kv = job.kv;
+  f.activations = job.activations;
+  f.pages = job.pages;
+  f.model = {{"name", o.text("model")},
+             {"architecture", job.source.architecture().summary()},
+             {"weights", job.source.description()},
+             {"fingerprint", job.source.fingerprint()}};
+  if (store != nullptr) f.model["provenance"] = provenance(*store);
+  f.dataset = {{"file", o.text("dataset")},
+               {"name", dataset.name()},
+               {"samples", dataset.size()},
+               {"fingerprint", dataset.fingerprint()}};
+  f.synthetic_model = job.source.synthetic();
+  f.settings = job.settings;
+  f.versions = job.versions;
+  return f;
+}
+
+}  // namespace
+
+int run_command(const std::vector<std::string>& arguments) {
+  const auto table = run_options();
+  const Options o = Options::parse(table, arguments);
+  if (o.flag("help")) {
+    std::cout << Options::help(table);
+    return 0;
+  }
+  const ServeOptions serve = serve_options(o);
+  JobParts parts;
+  parts.log_dir = serve.out_dir + "/logs";
+  parts.order = queue_order(o, serve.scenario);
+  parts.prepare = [&] { prepare_out_dir(serve); };
+  parts.body = [&](Job& job) {
+    const auto store = job.source.synthetic() ? nullptr : ModelStore::open(o.text("model"));
+    const auto dataset = open_dataset(o.text("dataset"), job.source, store.get());
+    RunFacts f = facts(o, job, *dataset, store.get());
+    f.command_line = "drover run";
+    for (const auto& a : arguments) f.command_line += " " + a;
+    return run_session(job.leader, *dataset, serve, f, job.interrupt);
+  };
+  return run_job(o, parts);
+}
+
+}  // namespace drover

@@ -1,5 +1,6 @@
 // Layout: kind (1 byte), the fields in the order of step.h with 32-bit counts before lists, and a
 // 64-bit check sum. Small plans are a few dozen bytes.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <type_traits>
@@ -114,8 +115,8 @@ class Reader {
 
  private:
   void need(size_t bytes) const {
-    DROVER_CHECK(left_.size() >= bytes, ExitCode::kInternal, "{}: cut short, {} bytes wanted, {} left",
-                 name_, bytes, left_.size());
+    DROVER_CHECK(left_.size() >= bytes, ExitCode::kInternal,
+                 "{}: cut short, {} bytes wanted, {} left", name_, bytes, left_.size());
   }
   std::span<const std::byte> left_;
   const char* name_;

@@ -1,0 +1,78 @@
+#include "serve/progress.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+namespace drover {
+namespace {
+
+constexpr auto kPoll = std::chrono::milliseconds(50);
+constexpr double kBarEvery = 0.25, kLineEvery = 10;
+constexpr int kBarWidth = 24;
+
+}  // namespace
+
+std::string format_seconds(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  if (s < 60) return fmt::format("{} s", s);
+  if (s < 3600) return fmt::format("{} min {} s", s / 60, s % 60);
+  return fmt::format("{} h {} min", s / 3600, s % 3600 / 60);
+}
+
+Monitor::Monitor(Sut& sut, const Interrupt& interrupt, Mode mode, size_t expected, bool show)
+    : sut_(sut), interrupt_(interrupt), mode_(mode), expected_(expected), show_(show),
+      terminal_(::isatty(STDERR_FILENO) == 1), start_(Clock::now()) {
+  thread_ = std::thread([this] { loop(); });
+}
+
+Monitor::~Monitor() {
+  stop_ = true;
+  thread_.join();
+  if (show_) show(true);
+}
+
+void Monitor::loop() {
+  const double every = terminal_ ? kBarEvery : kLineEvery;
+  double next = every;
+  while (!stop_) {
+    std::this_thread::sleep_for(kPoll);
+    if (interrupt_.raised()) {
+      sut_.abort();
+      return;
+    }
+    const double now = std::chrono::duration<double>(Clock::now() - start_).count();
+    if (show_ && now >= next) {
+      show(false);
+      next = now + every;
+    }
+  }
+}
+
+void Monitor::show(bool last) {
+  const SutCounts& c = sut_.counts();
+  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  const size_t finished = c.finished, total = std::max<size_t>(expected_, c.issued);
+  const double rate = static_cast<double>(c.tokens) / std::max(seconds, 1e-3);
+  std::string tail = fmt::format("{}/{} samples, {:.1f} tokens/s", finished, total, rate);
+  if (last)
+    tail += fmt::format(", {}", format_seconds(seconds));
+  else if (finished > 0 && finished < total)
+    tail += fmt::format(", about {} left", format_seconds(seconds * static_cast<double>(total - finished) /
+                                                          static_cast<double>(finished)));
+  else
+    tail += fmt::format(", {} started", c.started.load());
+  std::string line;
+  if (terminal_) {
+    const int full = total == 0 ? 0 : static_cast<int>(finished * kBarWidth / total);
+    line = fmt::format("\r{:<11} [{}{}] {}\x1b[K{}", to_string(mode_), std::string(full, '#'),
+                       std::string(kBarWidth - full, '.'), tail, last ? "\n" : "");
+  } else {
+    line = fmt::format("{}: {}\n", to_string(mode_), tail);
+  }
+  std::fputs(line.c_str(), stderr);
+  std::fflush(stderr);
+}
+
+}  // namespace drover

@@ -1,0 +1,38 @@
+// The monitor of a pass: shows how far it is, and ends LoadGen's waits when the interrupt is up.
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <thread>
+
+#include "base/interrupt.h"
+#include "serve/sut.h"
+
+namespace drover {
+
+// A bar rewritten in place on a terminal, a plain line every ten seconds otherwise.
+class Monitor {
+ public:
+  // `expected`: samples of the pass, about. `show` false: watches the interrupt only.
+  Monitor(Sut& sut, const Interrupt& interrupt, Mode mode, size_t expected, bool show);
+  ~Monitor();  // joins; the last state has been shown
+
+ private:
+  void loop();
+  void show(bool last);
+
+  Sut& sut_;
+  const Interrupt& interrupt_;
+  const Mode mode_;
+  const size_t expected_;
+  const bool show_;
+  const bool terminal_;
+  const Clock::time_point start_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+// "3 min 20 s", "45 s".
+std::string format_seconds(double seconds);
+
+}  // namespace drover

@@ -1,0 +1,42 @@
+// result.json and environment.json.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "serve/loadgen_logs.h"
+#include "serve/loadgen_settings.h"
+#include "serve/session.h"
+#include "serve/sut.h"
+
+namespace drover {
+
+struct PassOutcome {
+  Mode mode = Mode::kPerformance;
+  std::string ended_early;            // the first cause; empty: the pass came to its end
+  LoadgenLogs logs;
+  std::vector<SampleRecord> records;
+  uint64_t issued = 0;
+  double duration_s = 0;
+  SchedulerCounters counters;
+  std::vector<std::string> reasons;   // why it is not valid; empty: it is
+  bool valid() const { return reasons.empty(); }
+};
+
+// Value at a fraction of the sorted values, as LoadGen takes it: sorted[n * fraction].
+double percentile(std::vector<double> values, double fraction);
+
+// Fills outcome.reasons: LoadGen's own verdict and errors, then drover's checks: all issued samples
+// came back; accuracy: LoadGen's log holds each sample once, with the tokens that were delivered;
+// Server and Interactive: the limits in force were met and are mlperf.conf's.
+void judge(PassOutcome& outcome, const ServeOptions& options, const LoadgenPlan& plan,
+           size_t samples, const std::string& dir);
+
+Json pass_json(const PassOutcome& outcome, const ServeOptions& options, const LoadgenPlan& plan,
+               const RunFacts& facts);
+// The whole run: the performance pass's figures (else accuracy's) on top, each pass under "passes".
+Json run_json(const std::vector<PassOutcome>& passes, const ServeOptions& options,
+              const LoadgenPlan& plan, const RunFacts& facts);
+Json environment_json(const RunFacts& facts);
+
+}  // namespace drover

@@ -1,0 +1,190 @@
+#include "serve/session.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "base/log.h"
+#include "loadgen.h"
+#include "serve/loadgen_settings.h"
+#include "serve/progress.h"
+#include "serve/results.h"
+#include "serve/sut.h"
+#include "version.h"
+
+namespace drover {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Session {
+  RequestSink& sink;
+  const ServeOptions& options;
+  const RunFacts& facts;
+  Interrupt& interrupt;
+  bool synthetic_dataset = false;
+  SequenceId next_id = 1;
+};
+
+std::string pass_dir(const ServeOptions& o, Mode mode) {
+  return o.out_dir + (mode == Mode::kPerformance ? "/performance" : "/accuracy");
+}
+
+// Where the official tree has LoadGen's logs.
+std::string log_dir(const ServeOptions& o, Mode mode) {
+  return pass_dir(o, mode) + (mode == Mode::kPerformance ? "/run_1" : "");
+}
+
+size_t sample_count(const Dataset& dataset, const ServeOptions& options) {
+  const size_t size = dataset.size();
+  DROVER_CHECK(size > 0, ExitCode::kBadInput, "dataset {} has no samples", dataset.name());
+  DROVER_CHECK(options.samples <= size, ExitCode::kUsage,
+               "--samples {}: dataset {} has {}; ask for at most that, or 0 for all",
+               options.samples, dataset.name(), size);
+  return options.samples == 0 ? size : options.samples;
+}
+
+// The longest prompt is the one that could not fit: better told now than in the middle.
+void check_fits(const Session& s, const SampleSet& samples) {
+  const Request r = make_request(samples.at(samples.longest()), s.next_id,
+                                 s.options.max_new_tokens, s.synthetic_dataset);
+  const auto why = s.sink.refuse(r);
+  DROVER_CHECK(!why, ExitCode::kUsage, "sample {} of {}: {}", samples.longest(), samples.size(),
+               *why);
+}
+
+// Not under LoadGen, not in the journal: first touches of memory, threads, connections.
+void warm_up(Session& s, const SampleSet& samples) {
+  if (s.options.warmup_requests <= 0) return;
+  s.sink.listen({});
+  std::vector<Request> requests;
+  for (int i = 0; i < s.options.warmup_requests; ++i) {
+    const size_t index = i == 0 ? samples.longest() : static_cast<size_t>(i) % samples.size();
+    requests.push_back(make_request(samples.at(index), s.next_id++,
+                                    std::min(s.options.warmup_tokens, s.options.max_new_tokens),
+                                    false));
+    requests.back().ignore_eos = true;
+  }
+  s.sink.submit(std::move(requests));
+  s.sink.drain();
+}
+
+void run_loadgen(Session& s, SampleSet& samples, Sut& sut, const LoadgenPlan& plan, Mode mode) {
+  mlperf::TestSettings settings = plan.settings;
+  settings.mode = mode == Mode::kPerformance ? mlperf::TestMode::PerformanceOnly
+                                             : mlperf::TestMode::AccuracyOnly;
+  mlperf::LogSettings logs;
+  logs.log_output.outdir = log_dir(s.options, mode);
+  logs.enable_trace = false;
+  // LoadGen obeys any audit.config in the working directory unless it is given another path.
+  const std::string audit =
+      s.options.audit_conf.empty() ? s.options.out_dir + "/no-audit.config" : s.options.audit_conf;
+  const size_t expected = mode == Mode::kPerformance ? plan.expected_queries : samples.size();
+  Monitor monitor(sut, s.interrupt, mode, expected, s.options.progress);
+  try {
+    mlperf::StartTest(&sut, &samples, settings, logs, audit);
+  } catch (const Aborted&) {
+    // The interrupt has the cause; LoadGen was shut down before.
+  }
+}
+
+void sync_logs(const std::string& dir) {
+  for (const char* name : {"summary.txt", "detail.txt", "accuracy.json"}) {
+    const std::string file = dir + "/mlperf_log_" + name;
+    DROVER_CHECK(fs::exists(file), ExitCode::kEnvironment,
+                 "{}: LoadGen did not write it; check the --out folder", file);
+    sync_path(file);
+  }
+  sync_path(dir);
+}
+
+PassOutcome run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mode mode) {
+  fs::create_directories(log_dir(s.options, mode));
+  Sut::Config config;
+  config.mode = mode;
+  config.report_first_token = s.options.scenario != Scenario::kOffline;
+  config.max_new_tokens = s.options.max_new_tokens;
+  config.synthetic = s.synthetic_dataset;
+  config.ttft_limit_s = plan.ttft_limit_ms / 1e3;
+  config.name = "drover";
+  config.first_id = s.next_id;
+  auto sut = std::make_shared<Sut>(config, samples, s.sink,
+                                   pass_dir(s.options, mode) + "/journal.jsonl", s.interrupt);
+  s.sink.listen(sut->events());
+  s.sink.reset_counters();
+  run_loadgen(s, samples, *sut, plan, mode);
+  if (!s.interrupt.raised()) {
+    try {
+      s.sink.drain();  // the sink's thread has left its last event
+    } catch (const Error& e) {
+      s.interrupt.raise(e.code(), e.what());
+    }
+  }
+
+  PassOutcome out;
+  out.mode = mode;
+  out.issued = sut->counts().issued;
+  out.records = sut->records();
+  out.duration_s = sut->duration_s();
+  if (s.interrupt.raised())
+    out.ended_early = s.interrupt.cause();
+  else
+    out.counters = s.sink.counters();
+  s.next_id = sut->next_id();
+  sut->sync_journal();
+  sync_logs(log_dir(s.options, mode));
+  out.logs = read_loadgen_logs(log_dir(s.options, mode));
+  judge(out, s.options, plan, samples.size(), log_dir(s.options, mode));
+  write_json(pass_dir(s.options, mode) + "/result.json",
+             pass_json(out, s.options, plan, s.facts));
+  return out;
+}
+
+std::string write_user_conf(const ServeOptions& options, size_t samples) {
+  const std::string file = options.out_dir + "/user.conf";
+  std::ofstream out(file);
+  out << compose_user_conf(options, samples);
+  out.close();
+  DROVER_CHECK(out.good(), ExitCode::kEnvironment, "{}: cannot be written; check the --out folder",
+               file);
+  return file;
+}
+
+void report(const PassOutcome& pass) {
+  if (pass.valid())
+    log::info("{} pass: valid, {} samples in {}", to_string(pass.mode), pass.records.size(),
+              format_seconds(pass.duration_s));
+  for (const auto& reason : pass.reasons) log::warn("{} pass: {}", to_string(pass.mode), reason);
+}
+
+}  // namespace
+
+ExitCode run_session(RequestSink& sink, Dataset& dataset, const ServeOptions& options,
+                     const RunFacts& facts, Interrupt& interrupt) {
+  Session s{sink, options, facts, interrupt, dataset.synthetic(), 1};
+  const size_t count = sample_count(dataset, options);
+  const LoadgenPlan plan = make_loadgen_plan(options, write_user_conf(options, count), count);
+  SampleSet samples(dataset, count);
+  check_fits(s, samples);
+  write_json(options.out_dir + "/environment.json", environment_json(facts));
+  warm_up(s, samples);
+
+  std::vector<PassOutcome> passes;
+  for (const Mode mode : options.modes) {
+    interrupt.check();
+    passes.push_back(run_pass(s, samples, plan, mode));
+    // After each pass: a pass that is done is not lost with a later one.
+    write_json(options.out_dir + "/result.json", run_json(passes, options, plan, facts));
+    report(passes.back());
+    interrupt.check();
+  }
+  sink.listen({});
+  sync_path(options.out_dir);
+  const bool valid = std::all_of(passes.begin(), passes.end(),
+                                 [](const PassOutcome& p) { return p.valid(); });
+  return valid ? ExitCode::kOk : ExitCode::kInvalidResult;
+}
+
+std::string loadgen_version() { return mlperf::LoadgenVersion(); }
+
+}  // namespace drover

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,6 +28,10 @@ class WeightSource {
   virtual std::string fingerprint() const = 0;
   virtual bool synthetic() const = 0;
   virtual std::string description() const = 0;  // "int4 g32 minimums, embeddings int8"
+  // Of the tokenizer that belongs to the model; empty for synthetic weights.
+  virtual std::string tokenizer_sha256() const = 0;
+  // Where the weights came from, as the store tells it (data/FORMAT.md, /provenance).
+  virtual std::map<std::string, std::string> provenance() const = 0;
 };
 
 // `spec` is a store file, or "synthetic:NAME[:seed]". `stage_dir`: copy the store there first
@@ -35,6 +39,8 @@ class WeightSource {
 std::unique_ptr<WeightSource> open_weights(const std::string& spec, const std::string& stage_dir);
 
 // Weights depend on the seed and the global index only, so every grid gets the same model.
+// Symmetric int4 codes, bell-shaped around 8, in groups of 128 (32 for the small models), with f16
+// scales that keep activations near 1; norms near 1; embeddings bf16 (int8 for the small models).
 std::unique_ptr<WeightSource> synthetic_weights(const std::string& name, uint64_t seed);
 
 // One decoder layer's shard. Parts that are stacked along the rows form one linear operation.
@@ -46,6 +52,7 @@ struct LayerWeights {
   WeightTensor down;                  // columns of this slot's features
 };
 
+// Throws kBadInput when stacked parts order their columns differently (act-order).
 LayerWeights read_layer(WeightSource& source, const Shard& shard, int64_t layer);
 
 }  // namespace drover

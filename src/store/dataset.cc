@@ -170,6 +170,13 @@ class Hdf5Dataset : public Dataset {
 
 }  // namespace
 
+bool holds_dataset(const std::string& file) {
+  h5::Lock lock(h5::mutex());
+  const Attributes a = h5::Group::open_root(file).attributes();
+  const auto found = a.find("format");
+  return found != a.end() && found->second == Attribute(std::string("drover-dataset"));
+}
+
 std::unique_ptr<Dataset> Dataset::open(const std::string& file) {
   h5::Lock lock(h5::mutex());
   return std::make_unique<Hdf5Dataset>(file);

@@ -121,13 +121,12 @@ Attribute read_attribute(hid_t object, const std::string& name, const std::strin
 
 }  // namespace
 
-Group Group::open_file(const std::string& file, const std::string& format) {
+Group Group::open_root(const std::string& file) {
   namespace fs = std::filesystem;
   start_library();
   std::error_code error;
   const auto status = fs::status(file, error);
-  DROVER_CHECK(fs::exists(status), ExitCode::kBadInput,
-               "{}: no such file; give the path of a {} file", file, format);
+  DROVER_CHECK(fs::exists(status), ExitCode::kBadInput, "{}: no such file", file);
   DROVER_CHECK(fs::is_regular_file(status), ExitCode::kBadInput, "{}: not a regular file", file);
   DROVER_CHECK(::access(file.c_str(), R_OK) == 0, ExitCode::kBadInput, "{}: cannot be read: {}",
                file, std::strerror(errno));
@@ -140,6 +139,11 @@ Group Group::open_file(const std::string& file, const std::string& format) {
   root.handle_ = Handle(H5Gopen2(opened.get(), "/", H5P_DEFAULT), H5Gclose);
   DROVER_CHECK(root.handle_.good(), ExitCode::kBadInput, "{}: its root cannot be opened{}", file,
                error_text());
+  return root;
+}
+
+Group Group::open_file(const std::string& file, const std::string& format) {
+  Group root = open_root(file);
   const Attributes a = root.attributes();
   const auto found = a.find("format");
   const auto* text = found == a.end() ? nullptr : std::get_if<std::string>(&found->second);
@@ -236,3 +240,13 @@ std::string get_string(const Attributes& a, const std::string& name, const std::
 }
 
 }  // namespace drover::h5
+
+namespace drover {
+
+std::string hdf5_version() {
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  return fmt::format("{}.{}.{}", major, minor, release);
+}
+
+}  // namespace drover

@@ -53,6 +53,8 @@ class Group {
   // The root of a file: exists, is HDF5, attribute `format` as given, `format_version` 1. Opened
   // for reading, without file locks and without plug-ins.
   static Group open_file(const std::string& file, const std::string& format);
+  // The same, of any format.
+  static Group open_root(const std::string& file);
 
   Group group(const std::string& name) const;
   // Whether the name is there; throws unless it is a plain (hard) link.

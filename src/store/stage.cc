@@ -1,6 +1,10 @@
+#include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 
 #include "base/error.h"
@@ -16,6 +20,24 @@ bool same_time(fs::file_time_type a, fs::file_time_type b) {
   return apart < std::chrono::seconds(1);
 }
 
+// Held by the process that copies. The file stays: removing it would let two copy at once.
+class HostLock {
+ public:
+  explicit HostLock(const std::string& file)
+      : fd_(::open(file.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666)) {
+    DROVER_CHECK(fd_ >= 0, ExitCode::kEnvironment, "cannot open {}: {}", file,
+                 std::strerror(errno));
+    // A file system without locks: all copy, each under a temporary name of its own.
+    while (::flock(fd_, LOCK_EX) != 0 && errno == EINTR) continue;
+  }
+  ~HostLock() { ::close(fd_); }
+  HostLock(const HostLock&) = delete;
+  HostLock& operator=(const HostLock&) = delete;
+
+ private:
+  int fd_;
+};
+
 }  // namespace
 
 std::string stage_file(const std::string& file, const std::string& dir) {
@@ -27,6 +49,7 @@ std::string stage_file(const std::string& file, const std::string& dir) {
     const auto time = fs::last_write_time(file);
     const fs::path copy = fs::path(dir) / fs::path(file).filename();
     if (fs::exists(copy) && fs::equivalent(copy, file)) return file;
+    const HostLock lock(fmt::format("{}.lock", copy.string()));
     if (fs::exists(copy) && fs::file_size(copy) == bytes &&
         same_time(fs::last_write_time(copy), time)) {
       return copy.string();

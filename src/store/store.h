@@ -89,7 +89,16 @@ std::unique_ptr<Dataset> synthetic_dataset(const std::string& spec, int32_t voca
 
 // Copies FILE into DIR (name + size + mtime decide whether it is there already), through a
 // temporary name; returns the copy's path. Checks free space first. kEnvironment on failure.
+// Several processes of a host may call it at once: one copies, the others wait.
 std::string stage_file(const std::string& file, const std::string& dir);
+
+// Whether the file says that it is a dataset. Throws kBadInput when it is not an HDF5 file at all.
+bool holds_dataset(const std::string& file);
+
+std::string hdf5_version();  // of the library in use, "1.10.8"
+
+// Whether the file says that it is a dataset. Throws kBadInput when it is not an HDF5 file at all.
+bool holds_dataset(const std::string& file);
 
 std::string hdf5_version();
 

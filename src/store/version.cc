@@ -1,6 +1,5 @@
-#include <hdf5.h>
-
 #include <fmt/format.h>
+#include <hdf5.h>
 
 #include "store/store.h"
 

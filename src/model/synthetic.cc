@@ -1,0 +1,227 @@
+// Weights that no one trained, for performance work where no checkpoint is at hand.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/formats.h"
+#include "model/weights.h"
+
+namespace drover {
+namespace {
+
+// splitmix64 (Steele, Lea, Flood, OOPSLA 2014) of a counter: eight elements a call.
+uint64_t mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+uint64_t seed_of(uint64_t seed, const std::string& name) {
+  uint64_t h = mix(seed);
+  for (unsigned char c : name) h = mix(h ^ c);
+  return h;
+}
+
+// 256 equally likely values of a normal distribution, symmetric about 0.
+const std::array<double, 256>& normal_table() {
+  static const auto table = [] {
+    std::array<double, 256> t{};
+    for (int i = 0; i < 128; ++i) {
+      const double p = (i + 0.5) / 256;
+      double low = -10, high = 0;
+      for (int step = 0; step < 100; ++step) {
+        const double mid = (low + high) / 2;
+        (0.5 * std::erfc(-mid / std::sqrt(2.0)) < p ? low : high) = mid;
+      }
+      t[i] = low;
+      t[255 - i] = -low;
+    }
+    return t;
+  }();
+  return table;
+}
+
+constexpr double kInt4Spread = 2.5;  // standard deviation of the codes, in codes
+constexpr double kInt8Spread = 40.0;
+
+uint8_t int4_code(int i) {
+  return static_cast<uint8_t>(
+      std::clamp(8 + std::lround(kInt4Spread * normal_table()[i]), 1L, 15L));
+}
+uint8_t int8_code(int i) {
+  return static_cast<uint8_t>(
+      static_cast<int8_t>(std::clamp(std::lround(kInt8Spread * normal_table()[i]), -127L, 127L)));
+}
+
+template <typename T, typename F>
+std::array<T, 256> table_of(F f) {
+  std::array<T, 256> t{};
+  for (int i = 0; i < 256; ++i) t[i] = f(i);
+  return t;
+}
+
+// The random bytes of elements [begin, begin + out.size()).
+void random_bytes(uint64_t seed, uint64_t begin, std::span<uint8_t> out) {
+  size_t i = 0;
+  while (i < out.size()) {
+    const uint64_t at = begin + i;
+    const uint64_t word = mix(seed + at / 8) >> (at % 8 * 8);
+    const size_t count = std::min<size_t>(8 - at % 8, out.size() - i);
+    for (size_t k = 0; k < count; ++k) out[i + k] = static_cast<uint8_t>(word >> (8 * k));
+    i += count;
+  }
+}
+
+struct Plan {  // of one whole tensor
+  int64_t rows, cols;
+  WeightFormat format;
+  int32_t group;
+  double deviation;
+  double mean;
+};
+
+class SyntheticSource : public WeightSource {
+ public:
+  SyntheticSource(const std::string& name, uint64_t seed)
+      : name_(name), seed_(seed), architecture_(named_architecture(name)) {
+    small_ = architecture_.parameters() < 1'000'000'000;
+  }
+
+  const Architecture& architecture() const override { return architecture_; }
+  int group() const override { return small_ ? 32 : 128; }
+  std::string fingerprint() const override { return fmt::format("synthetic:{}:{}", name_, seed_); }
+  bool synthetic() const override { return true; }
+  std::string description() const override {
+    return fmt::format("synthetic int4 g{} symmetric, embeddings {}", group(),
+                       small_ ? "int8" : "bf16");
+  }
+  std::string tokenizer_sha256() const override { return {}; }
+  std::map<std::string, std::string> provenance() const override {
+    return {{"source_files", "[]"},
+            {"quantization", description()},
+            {"calibration_set", "none"},
+            {"license", "none"},
+            {"importer", fingerprint()}};
+  }
+  WeightTensor read(const std::string& name, Range rows, Range cols) override;
+
+ private:
+  Plan plan(const std::string& name) const;
+  std::string name_;
+  uint64_t seed_;
+  Architecture architecture_;
+  bool small_;
+};
+
+Plan SyntheticSource::plan(const std::string& name) const {
+  const Architecture& a = architecture_;
+  const int64_t q = int64_t{a.heads} * a.head_size, kv = int64_t{a.kv_heads} * a.head_size;
+  const WeightFormat table = small_ ? WeightFormat::kInt8 : WeightFormat::kBf16;
+  const int32_t table_group = small_ ? 32 : 0;
+  const double hidden_scale = 1.0 / std::sqrt(a.hidden);
+  // The embedding is small beside what the layers add: were it not, a tied output layer would
+  // always find the token that just came in.
+  const double embed = a.tied_embeddings ? hidden_scale : 0.05;
+  if (name == "embed") return {a.vocab, a.hidden, table, table_group, embed, 0};
+  if (name == "output" && !a.tied_embeddings) {
+    return {a.vocab, a.hidden, table, table_group, hidden_scale, 0};
+  }
+  const Plan norm{1, a.hidden, WeightFormat::kF32, 0, 0.05, 1.0};
+  if (name == "final_norm") return norm;
+  int64_t layer = -1;
+  char part[16] = "";
+  int used = 0;
+  const bool parsed = std::sscanf(name.c_str(), "layers.%6ld.%15s%n", &layer, part, &used) == 2 &&
+                      used == static_cast<int>(name.size());
+  if (parsed && layer >= 0 && layer < a.layers) {
+    const std::string p = part;
+    const auto linear = [&](int64_t rows, int64_t cols, double scale) {
+      return Plan{rows, cols, WeightFormat::kInt4, group(), scale / std::sqrt(cols), 0};
+    };
+    // Each layer adds twice to the residual stream.
+    const double branch = 1.0 / std::sqrt(2.0 * a.layers);
+    if (p == "attn_norm" || p == "mlp_norm") return norm;
+    if (p == "q") return linear(q, a.hidden, 1);
+    if (p == "k" || p == "v") return linear(kv, a.hidden, 1);
+    if (p == "o") return linear(a.hidden, q, branch);
+    if (p == "gate" || p == "up") return linear(a.intermediate, a.hidden, 1);
+    if (p == "down") return linear(a.hidden, a.intermediate, branch);
+  }
+  DROVER_FAIL(ExitCode::kBadInput, "{}: there is no tensor {}", fingerprint(), name);
+}
+
+void fill_scales(const Plan& p, uint64_t seed, Range rows, Range cols, double spread,
+                 WeightTensor& w) {
+  const int64_t all = p.cols / p.group, begin = cols.begin / p.group, end = cols.end / p.group;
+  std::vector<uint8_t> random(static_cast<size_t>(end - begin));
+  // Groups differ by up to a fifth, so that a mix-up of scales shows.
+  const auto scales = table_of<uint16_t>([&](int i) {
+    return f16_from_float(static_cast<float>(p.deviation / spread * (0.8 + 0.4 * i / 255)));
+  });
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    random_bytes(~seed, static_cast<uint64_t>(r * all + begin), random);
+    for (uint8_t b : random) w.scales.push_back(scales[b]);
+  }
+}
+
+WeightTensor SyntheticSource::read(const std::string& name, Range rows, Range cols) {
+  const Plan p = plan(name);
+  const int64_t unit = std::max(p.group, 1);
+  DROVER_CHECK(rows.begin >= 0 && rows.size() >= 0 && rows.end <= p.rows && cols.begin >= 0 &&
+                   cols.size() >= 0 && cols.end <= p.cols && cols.begin % unit == 0 &&
+                   cols.end % unit == 0,
+               ExitCode::kInternal, "{}: rows [{}, {}) and columns [{}, {}) of {} x {}, group {}",
+               name, rows.begin, rows.end, cols.begin, cols.end, p.rows, p.cols, p.group);
+  static const auto int4 = table_of<uint8_t>(int4_code);
+  static const auto int8 = table_of<uint8_t>(int8_code);
+  const uint64_t seed = seed_of(seed_, name);
+  WeightTensor w;
+  w.format = p.format;
+  w.rows = rows.size();
+  w.cols = cols.size();
+  w.group = p.group;
+  const auto width = static_cast<size_t>(cols.size());
+  const auto floats = table_of<float>(
+      [&](int i) { return static_cast<float>(p.mean + p.deviation * normal_table()[i]); });
+  const auto halves = table_of<uint16_t>([&](int i) { return bf16_from_float(floats[i]); });
+  const size_t row_bytes = p.format == WeightFormat::kInt4   ? width / 2
+                           : p.format == WeightFormat::kInt8 ? width
+                           : p.format == WeightFormat::kBf16 ? width * 2
+                                                             : width * 4;
+  w.codes.resize(row_bytes * static_cast<size_t>(w.rows));
+  std::vector<uint8_t> random(width);
+  for (int64_t r = 0; r < w.rows; ++r) {
+    random_bytes(seed, static_cast<uint64_t>((rows.begin + r) * p.cols + cols.begin), random);
+    uint8_t* out = w.codes.data() + static_cast<size_t>(r) * row_bytes;
+    for (size_t j = 0; j < width; ++j) {
+      const uint8_t b = random[j];
+      switch (p.format) {
+        case WeightFormat::kInt4:
+          // The even column comes first and sets the byte.
+          out[j / 2] = static_cast<uint8_t>(j % 2 == 0 ? int4[b] : out[j / 2] | int4[b] << 4);
+          break;
+        case WeightFormat::kInt8: out[j] = int8[b]; break;
+        case WeightFormat::kBf16: std::memcpy(out + j * 2, &halves[b], 2); break;
+        default: std::memcpy(out + j * 4, &floats[b], 4);
+      }
+    }
+  }
+  if (p.group > 0) {
+    w.scales.reserve(static_cast<size_t>(w.rows * w.cols / p.group));
+    fill_scales(p, seed, rows, cols, p.format == WeightFormat::kInt4 ? kInt4Spread : kInt8Spread,
+                w);
+  }
+  return w;
+}
+
+}  // namespace
+
+std::unique_ptr<WeightSource> synthetic_weights(const std::string& name, uint64_t seed) {
+  return std::make_unique<SyntheticSource>(name, seed);
+}
+
+}  // namespace drover

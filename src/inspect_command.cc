@@ -1,6 +1,7 @@
 // drover inspect FILE: what a store or dataset holds.
 #include <iostream>
 
+#include "base/error.h"
 #include "command_line.h"
 #include "commands.h"
 #include "model/inspect.h"

@@ -44,7 +44,8 @@ int dispatch(const std::vector<std::string>& arguments) {
     return arguments.empty() ? static_cast<int>(ExitCode::kUsage) : 0;
   }
   if (arguments[0] == "--version") {
-    for (const auto& [name, value] : versions().items()) {
+    const Json all = versions();
+    for (const auto& [name, value] : all.items()) {
       std::cout << fmt::format("{:<10} {}\n", name, value.get<std::string>());
     }
     return 0;

@@ -16,7 +16,7 @@ def main():
     parser.add_argument("--system", default="", help="a system message")
     parser.add_argument("--raw", action="store_true", help="no chat template, no special tokens")
     args = parser.parse_args()
-    text = sys.stdin.read() if args.text is None else args.text
+    text = sys.stdin.read().removesuffix("\n") if args.text is None else args.text
     prompter = Prompter.of_model(args.model)
     ids = prompter.raw(text) if args.raw else prompter.prompt(text, args.system)
     if not ids:

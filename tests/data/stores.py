@@ -19,22 +19,18 @@ def weights_of(file, name):
     if kind in ("f16", "bf16"):
         return bits_to_float(group["values"][...], kind)
     size, zero = int(group.attrs["group_size"]), group.attrs["zero_kind"]
-    codes = group["codes"][...]
-    out = np.empty((rows, cols))
-    scales = bits_to_float(group["scales"][...], group.attrs["scale_type"])
-    for col in range(cols):
-        if kind == "int8":
-            code = codes[:, col].astype(np.float64)
-        else:
-            code = (codes[:, col // 2] >> (4 * (col % 2)) & 15).astype(np.float64)
-            if zero == "symmetric":
-                code -= 8
-            elif zero == "zero_points":
-                code -= group["zeros"][:, col // size]
-        out[:, col] = code * scales[:, col // size]
-        if zero == "minimums":
-            out[:, col] += bits_to_float(group["minimums"][...], group.attrs["scale_type"])[
-                :, col // size]
+    at, of = np.arange(cols), np.arange(cols) // size  # each column and its group
+    out = group["codes"][...]
+    if kind == "int4":
+        out = out[:, at // 2] >> (4 * (at % 2)).astype(np.uint8) & 15
+    out = out.astype(np.float64)
+    if kind == "int4" and zero == "symmetric":
+        out -= 8
+    elif zero == "zero_points":
+        out -= group["zeros"][...][:, of]
+    out *= bits_to_float(group["scales"][...], group.attrs["scale_type"])[:, of]
+    if zero == "minimums":
+        out += bits_to_float(group["minimums"][...], group.attrs["scale_type"])[:, of]
     if "permutation" in group:
         sorted_out, order = out, group["permutation"][0]
         out = np.empty_like(out)

@@ -43,6 +43,9 @@ bool ReplicaScheduler::plan(StepPlan& out) {
   out.retired.clear();
   out.suspended.clear();
   out.admitted.clear();
+  for (PageGrant& g : out.grants) {  // they may be another replica's: keep no more than are of use
+    if (spare_.size() < slots_.size()) spare_.push_back(std::move(g.pages));
+  }
   out.grants.clear();
   out.chunks.clear();
   out.stop = false;
@@ -119,6 +122,10 @@ void ReplicaScheduler::grant(int32_t slot, int32_t count, StepPlan& out) {
   PageGrant& grant = out.grants.emplace_back();
   grant.slot = slot;
   grant.first_index = static_cast<int32_t>(s.pages.size());
+  if (!spare_.empty()) {
+    grant.pages = std::move(spare_.back());
+    spare_.pop_back();
+  }
   grant.pages.resize(static_cast<size_t>(count));
   for (int32_t& page : grant.pages) {
     page = pool_.take();

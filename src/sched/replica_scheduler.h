@@ -128,6 +128,7 @@ class ReplicaScheduler {
   std::set<Ranked> suspended_;  // of these, the kSuspended ones
   std::unordered_map<SequenceId, int32_t> unfinished_;  // slot, or -1: retired, result to come
   std::vector<int32_t> retired_;  // to be told in the next plan
+  std::vector<std::vector<int32_t>> spare_;  // of the grants of earlier plans: saves allocations
   int64_t reserved_ = 0;          // pages that prefilling sequences still need
   int64_t outstanding_ = 0;
   int64_t chunk_rows_ = 0;        // of the plan being made

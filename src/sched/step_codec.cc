@@ -1,6 +1,7 @@
 // Layout: kind (1 byte), the fields in the order of step.h with 32-bit counts before lists, and a
 // 64-bit check sum. Small plans are a few dozen bytes.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <type_traits>
@@ -37,7 +38,7 @@ class Writer {
   }
   template <class T>
   void put(T value) {
-    static_assert(std::is_arithmetic_v<T> || std::is_enum_v<T>);
+    static_assert(std::has_unique_object_representations_v<T> || std::is_floating_point_v<T>);
     raw(&value, sizeof value);
   }
   void count(size_t n) { put(static_cast<uint32_t>(n)); }
@@ -166,8 +167,7 @@ void encode(const StepPlan& plan, std::vector<std::byte>& out) {
   }
   w.count(plan.grants.size());
   for (const PageGrant& g : plan.grants) {
-    w.put(g.slot);
-    w.put(g.first_index);
+    w.put(std::array{g.slot, g.first_index});  // the only list of any length while all decode
     w.list(g.pages);
   }
   w.count(plan.chunks.size());

@@ -126,7 +126,7 @@ class OpsTest : public ::testing::TestWithParam<BackendCase> {
     return out;
   }
   // The relative rounding of one stored activation.
-  double activation_unit() const { return wide() ? 0x1p-24 : 0x1p-9; }
+  double activation_unit() const { return wide() ? 0x1p-24 : 0x1p-8; }
 
   // |got - want| <= tolerance, NaN never. Remembers the worst ratio of error to tolerance.
   void check(double got, double want, double tolerance, const std::string& where) {

@@ -79,12 +79,8 @@ TEST(SchedulerFuzz, EveryRequestGivesItsTokens) {
       surplus += static_cast<uint64_t>(run.workers()[static_cast<size_t>(r)].surplus_rows());
     }
   }
-  std::printf("seeds %llu..%llu: %llu steps, %llu preemptions, %llu rows recomputed, %llu surplus\n",
-              static_cast<unsigned long long>(first),
-              static_cast<unsigned long long>(first + count - 1),
-              static_cast<unsigned long long>(stepped), static_cast<unsigned long long>(preemptions),
-              static_cast<unsigned long long>(recomputed),
-              static_cast<unsigned long long>(surplus));
+  fmt::print("seeds {}..{}: {} steps, {} preemptions, {} rows recomputed, {} surplus rows\n", first,
+             first + count - 1, stepped, preemptions, recomputed, surplus);
   if (chosen == nullptr) {  // the load must have reached the hard parts
     EXPECT_GT(preemptions, 1000u);
     EXPECT_GT(surplus, 1000u);

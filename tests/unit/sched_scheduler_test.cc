@@ -42,7 +42,8 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
   EXPECT_EQ(s.refuse(make_request(1, 400, 200)), std::nullopt);
   EXPECT_EQ(s.refuse(make_request(1, 577, 64)), std::nullopt);  // 640 rows: exactly 40 pages
   EXPECT_EQ(*s.refuse(make_request(1, 900, 64)),
-            "prompt of 900 tokens + 64 new ones needs 61 pages, the pool has 40: raise --kv-memory");
+            "prompt of 900 tokens + 64 new ones needs 61 pages, the pool has 40: raise "
+            "--kv-memory");
   EXPECT_NE(s.refuse(make_request(1, 578, 64)), std::nullopt);
   EXPECT_EQ(*s.refuse(make_request(1, 1990, 64)),
             "prompt of 1990 tokens + 64 new ones is 2054 positions, the model has 2000: shorten "
@@ -332,7 +333,7 @@ TEST(Scheduler, TheLatestDeadlineIsPreemptedFirst) {
   while (!s.idle()) turn(s, w);
 }
 
-TEST(Scheduler, PlacesByOutstandingTokensThenPages) {
+TEST(Scheduler, PlacesByOutstandingTokens) {
   Scheduler s(3, roomy());
   s.submit(make_request(1, 100, 10));
   s.submit(make_request(2, 50, 10));
@@ -342,6 +343,20 @@ TEST(Scheduler, PlacesByOutstandingTokensThenPages) {
   EXPECT_EQ(s.outstanding_tokens(0), 110);
   EXPECT_EQ(s.outstanding_tokens(1), 60);
   EXPECT_EQ(s.outstanding_tokens(2), 50);
+}
+
+TEST(Scheduler, FreePagesDecideBetweenEquals) {
+  ReplicaLimits l = roomy();
+  Scheduler s(2, l);
+  Worker w(l, Model{});
+  s.submit(make_request(1, 11, 9));
+  s.submit(make_request(2, 5, 4));
+  turn(s, w, 0);
+  ASSERT_EQ(s.outstanding_tokens(0), s.outstanding_tokens(1));
+  ASSERT_LT(s.free_pages(0), s.free_pages(1));
+  s.submit(make_request(3, 5, 5));
+  EXPECT_EQ(s.outstanding_tokens(0), 9);
+  EXPECT_EQ(s.outstanding_tokens(1), 19);
 }
 
 TEST(Scheduler, ADryReplicaTakesQueuedRequests) {

@@ -20,7 +20,7 @@ struct Case {
   int replicas = 1;
   uint64_t seed = 1;
   bool lockstep = false;  // results come at once instead of up to groups + 1 steps late
-  double arrive_rate = 1.0;  // chance of one more request to arrive before each turn; 1: all at once
+  double arrive_rate = 1.0;  // chance of a request to arrive before each turn; 1: all at once
 };
 
 class Driver {

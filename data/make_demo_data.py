@@ -77,7 +77,8 @@ def main():
     lines = os.path.splitext(args.out)[0] + ".jsonl"
     write_text_atomically(lines, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     prompter = Prompter.of_model(args.model)
-    count = import_qa(lines, args.out, prompter, "chatterbot-corpus 1.3.3", force=args.force)
+    count = import_qa(lines, args.out, prompter, "chatterbot-corpus 1.3.3", force=args.force,
+                      made_from=[args.wheel])
     print(f"{args.out}: {count} samples")
 
 

@@ -25,8 +25,11 @@ def read_lines(path):
     return rows
 
 
-def import_qa(path, out, prompter, name, max_input=0, force=False):
-    """Writes the dataset OUT; questions longer than max_input tokens are an error (0: no limit)."""
+def import_qa(path, out, prompter, name, max_input=0, force=False, made_from=()):
+    """Writes the dataset OUT; questions longer than max_input tokens are an error (0: no limit).
+
+    made_from: files that the JSON lines were made from, for the provenance.
+    """
     rows = read_lines(path)
     inputs = [prompter.prompt(row["question"], row.get("system", "")) for row in rows]
     for row, ids in zip(rows, inputs):
@@ -36,5 +39,6 @@ def import_qa(path, out, prompter, name, max_input=0, force=False):
     answers = [row.get("answer", "").strip() for row in rows]
     lengths = [len(prompter.raw(answer)) for answer in answers]
     write_dataset(out, name, prompter.stored, inputs, lengths, answers,
-                  [row["question"] for row in rows], [source_file(path)], force=force)
+                  [row["question"] for row in rows],
+                  [source_file(source) for source in (*made_from, path)], force=force)
     return len(rows)

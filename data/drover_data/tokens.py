@@ -157,7 +157,10 @@ def render_chat(template, messages, bos_token="", eos_token=""):
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                         extensions=["jinja2.ext.loopcontrols"])
     env.globals["raise_exception"] = give_up
-    env.filters["tojson"] = lambda value, **rest: json.dumps(value, ensure_ascii=False)
+    env.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent)
+    # No strftime_now: templates that ask whether it is there leave the date out, or take a fixed
+    # one, so that a dataset made tomorrow has the same ids.
     try:
         return env.from_string(template).render(
             messages=messages, add_generation_prompt=True, bos_token=bos_token,

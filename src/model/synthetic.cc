@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 
 #include "base/error.h"
@@ -66,12 +67,16 @@ std::array<T, 256> table_of(F f) {
 
 // The random bytes of elements [begin, begin + out.size()).
 void random_bytes(uint64_t seed, uint64_t begin, std::span<uint8_t> out) {
-  size_t i = 0;
-  while (i < out.size()) {
+  for (size_t i = 0; i < out.size();) {
     const uint64_t at = begin + i;
-    const uint64_t word = mix(seed + at / 8) >> (at % 8 * 8);
-    const size_t count = std::min<size_t>(8 - at % 8, out.size() - i);
-    for (size_t k = 0; k < count; ++k) out[i + k] = static_cast<uint8_t>(word >> (8 * k));
+    const size_t skip = at % 8, count = std::min(8 - skip, out.size() - i);
+    const uint64_t word = mix(seed + at / 8);
+    if (count == 8 && std::endian::native == std::endian::little) {
+      std::memcpy(&out[i], &word, 8);
+    } else {
+      for (size_t k = 0; k < count; ++k)
+        out[i + k] = static_cast<uint8_t>(word >> (8 * (skip + k)));
+    }
     i += count;
   }
 }
@@ -197,17 +202,16 @@ WeightTensor SyntheticSource::read(const std::string& name, Range rows, Range co
   for (int64_t r = 0; r < w.rows; ++r) {
     random_bytes(seed, static_cast<uint64_t>((rows.begin + r) * p.cols + cols.begin), random);
     uint8_t* out = w.codes.data() + static_cast<size_t>(r) * row_bytes;
-    for (size_t j = 0; j < width; ++j) {
-      const uint8_t b = random[j];
-      switch (p.format) {
-        case WeightFormat::kInt4:
-          // The even column comes first and sets the byte.
-          out[j / 2] = static_cast<uint8_t>(j % 2 == 0 ? int4[b] : out[j / 2] | int4[b] << 4);
-          break;
-        case WeightFormat::kInt8: out[j] = int8[b]; break;
-        case WeightFormat::kBf16: std::memcpy(out + j * 2, &halves[b], 2); break;
-        default: std::memcpy(out + j * 4, &floats[b], 4);
+    if (p.format == WeightFormat::kInt4) {
+      for (size_t j = 0; j < width; j += 2) {
+        out[j / 2] = static_cast<uint8_t>(int4[random[j]] | int4[random[j + 1]] << 4);
       }
+    } else if (p.format == WeightFormat::kInt8) {
+      for (size_t j = 0; j < width; ++j) out[j] = int8[random[j]];
+    } else if (p.format == WeightFormat::kBf16) {
+      for (size_t j = 0; j < width; ++j) std::memcpy(out + j * 2, &halves[random[j]], 2);
+    } else {
+      for (size_t j = 0; j < width; ++j) std::memcpy(out + j * 4, &floats[random[j]], 4);
     }
   }
   if (p.group > 0) {

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# From nothing to a result: sets up, builds, prepares a small real model and its questions, runs the
+# main job under MLPerf's LoadGen, scores it against the unquantized model, and prints a table.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: launch/demo.sh [--all] [--ranks 1|2|3|6] [--samples N] [--max-new-tokens N] [--out DIR [--force]] [-- drover's options]
+  --all               the whole set of questions (default: the first 64)
+  --ranks N           6: tensor parallel 3 × pipeline 2 (default with six cores or more); 3: tensor
+                      parallel 3; 2: pipeline 2 (default on fewer); 1: one rank
+  --max-new-tokens N  longest answer (default 64)
+  --out DIR           default build/demo/result, which is replaced each time
+TEXT
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$here")
+build=${DROVER_BUILD_DIR:-$root/build}
+# shellcheck source=launch/mpi_env.sh
+source "$here/mpi_env.sh"
+
+samples=64 new_tokens=64 ranks="" out="" force=()
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --all) samples=0; shift ;;
+    --ranks) ranks=${2:?--ranks wants a number}; shift 2 ;;
+    --samples) samples=${2:?--samples wants a number}; shift 2 ;;
+    --max-new-tokens) new_tokens=${2:?--max-new-tokens wants a number}; shift 2 ;;
+    --out) out=${2:?--out wants a folder}; shift 2 ;;
+    --force) force=(--force); shift ;;
+    -h | --help) usage; exit 0 ;;
+    --) shift; break ;;
+    *) usage >&2; echo "demo.sh: unknown argument $1 (drover's own come after --)" >&2; exit 2 ;;
+  esac
+done
+if [[ -z $out ]]; then out=$build/demo/result force=(--force); fi
+if [[ -z $ranks ]]; then
+  if (($(drover_cores) >= 6)); then ranks=6; else ranks=2; fi
+fi
+case $ranks in
+  1) grid=(--tp 1 --pp 1) ;;
+  2) grid=(--tp 1 --pp 2) ;;
+  3) grid=(--tp 3 --pp 1) ;;
+  6) grid=(--tp 3 --pp 2) ;;
+  *) echo "demo.sh: --ranks $ranks: the demo's model has 3 KV heads; choose 1, 2, 3 or 6" >&2; exit 2 ;;
+esac
+
+program=()
+if [[ -f $root/CMakeLists.txt ]]; then
+  "$here/setup.sh"
+  echo "demo: building"
+  if ! { [[ -f $build/release/build.ninja ]] || cmake -S "$root" -B "$build/release" -G Ninja \
+    -DCMAKE_BUILD_TYPE=Release; } >"$build/demo-build.log" 2>&1 ||
+    ! ninja -C "$build/release" drover >>"$build/demo-build.log" 2>&1; then
+    tail -n 40 "$build/demo-build.log" >&2
+    echo "demo.sh: the build failed; all of it is in $build/demo-build.log" >&2
+    exit 4
+  fi
+  program=(--program "$build/release/drover")
+else
+  "$here/setup.sh" --no-system
+fi
+"$here/prepare_demo.sh"
+
+demo=$build/demo
+python=$build/venv/bin/python
+common=(run --model "$demo/smollm2-135m.h5" --dataset "$demo/chatterbot.h5" --scenario offline --demo
+  --samples "$samples" --max-new-tokens "$new_tokens" "${grid[@]}")
+# Exit code 5 means a complete run that LoadGen calls INVALID: the table says so, and so does our own.
+drover_run() {
+  local code=0
+  "$here/run.sh" -np "$ranks" "${program[@]}" -- "$@" || code=$?
+  if ((code != 0 && code != 5)); then
+    echo "demo.sh: drover ended with exit code $code; its logs are beside the results" >&2
+    exit "$code"
+  fi
+  return "$code"
+}
+
+echo "demo: the main job, $ranks ranks (${grid[*]}), INT4 weights, FP8 KV"
+verdict=0
+drover_run "${common[@]}" --mode performance,accuracy --out "$out" "${force[@]}" "$@" || verdict=$?
+
+# The same questions without quantized arithmetic: 32-bit activations, 16-bit KV. Kept, by its options
+# and by what decides its numbers.
+sources=$(find "$root"/src/{base,engine,backend,model,store} "$root/../../bin/drover" -type f 2>/dev/null |
+  sort | xargs -r cat | sha256sum)
+key=$(printf '%s ' "$samples" "$new_tokens" "${grid[@]}" "$(<"$demo/.stamp")" "$sources" | sha256sum | cut -c 1-12)
+reference=$demo/reference/$key
+if [[ ! -f $reference/.scored ]]; then
+  echo "demo: the reference, unquantized (kept for the next time)"
+  drover_run "${common[@]}" --activations f32 --kv bf16 --mode accuracy --out "$reference" --force
+  "$python" "$root/data/score.py" "$reference/accuracy/mlperf_log_accuracy.json" \
+    --dataset "$demo/chatterbot.h5" --samples "$samples" --result "$reference/result.json" >/dev/null
+  touch "$reference/.scored"
+fi
+"$python" "$root/data/score.py" "$out/accuracy/mlperf_log_accuracy.json" --dataset "$demo/chatterbot.h5" \
+  --samples "$samples" --reference "$reference/result.json" --result "$out/result.json" >/dev/null
+
+echo
+"$python" "$here/summary.py" "$out" --reference "$reference"
+exit "$verdict"

@@ -88,9 +88,9 @@ std::string compose_user_conf(const ServeOptions& options, size_t samples) {
     line("use_token_latencies", "1");
     line("sample_concatenate_permutation", "1");
     const bool interactive = options.scenario == Scenario::kInteractive;
-    const double ttft = options.ttft_limit_ms > 0 ? options.ttft_limit_ms
-                                                  : (interactive ? 450 : 2000);
-    const double tpot = options.tpot_limit_ms > 0 ? options.tpot_limit_ms : (interactive ? 40 : 200);
+    double ttft = options.ttft_limit_ms, tpot = options.tpot_limit_ms;
+    if (ttft <= 0) ttft = interactive ? 450 : 2000;
+    if (tpot <= 0) tpot = interactive ? 40 : 200;
     if (is_server(options.scenario)) {
       line("target_latency", "0");
       line("ttft_latency", fmt::format("{}", static_cast<int64_t>(ttft)));
@@ -135,10 +135,10 @@ LoadgenPlan make_loadgen_plan(const ServeOptions& options, const std::string& us
                "the Server scenario needs a target rate above 0, it is {}: set --target-qps",
                s.server_target_qps);
   if (is_server(options.scenario)) {
-    plan.ttft_limit_ms = static_cast<double>(s.use_token_latencies ? s.server_ttft_latency
-                                                                   : s.server_target_latency_ns) /
-                         1e6;
-    if (s.use_token_latencies) plan.tpot_limit_ms = static_cast<double>(s.server_tpot_latency) / 1e6;
+    const bool tokens = s.use_token_latencies;
+    const uint64_t first_ns = tokens ? s.server_ttft_latency : s.server_target_latency_ns;
+    plan.ttft_limit_ms = static_cast<double>(first_ns) / 1e6;
+    plan.tpot_limit_ms = tokens ? static_cast<double>(s.server_tpot_latency) / 1e6 : 0;
     if (plan.known_benchmark && !options.demo) plan.departures = departures_from(s, rule);
   }
   plan.expected_queries = expected_queries(s, options.scenario, samples);

@@ -21,9 +21,11 @@ std::string format_seconds(double seconds) {
   return fmt::format("{} h {} min", s / 3600, s % 3600 / 60);
 }
 
-Monitor::Monitor(Sut& sut, const Interrupt& interrupt, Mode mode, size_t expected, bool show)
+Monitor::Monitor(Sut& sut, const Interrupt& interrupt, Mode mode, size_t expected, bool show,
+                 double stuck_seconds, std::function<void()> stuck)
     : sut_(sut), interrupt_(interrupt), mode_(mode), expected_(expected), show_(show),
-      terminal_(::isatty(STDERR_FILENO) == 1), start_(Clock::now()) {
+      terminal_(::isatty(STDERR_FILENO) == 1), stuck_seconds_(stuck_seconds),
+      stuck_(std::move(stuck)), start_(Clock::now()) {
   thread_ = std::thread([this] { loop(); });
 }
 
@@ -39,7 +41,7 @@ void Monitor::loop() {
   while (!stop_) {
     std::this_thread::sleep_for(kPoll);
     if (interrupt_.raised()) {
-      sut_.abort();
+      end_early();
       return;
     }
     const double now = std::chrono::duration<double>(Clock::now() - start_).count();
@@ -48,6 +50,13 @@ void Monitor::loop() {
       next = now + every;
     }
   }
+}
+
+void Monitor::end_early() {
+  sut_.abort();
+  const auto deadline = deadline_in(stuck_seconds_);
+  while (!stop_ && Clock::now() < deadline) std::this_thread::sleep_for(kPoll);
+  if (!stop_ && stuck_) stuck_();
 }
 
 void Monitor::show(bool last) {
@@ -59,8 +68,9 @@ void Monitor::show(bool last) {
   if (last)
     tail += fmt::format(", {}", format_seconds(seconds));
   else if (finished > 0 && finished < total)
-    tail += fmt::format(", about {} left", format_seconds(seconds * static_cast<double>(total - finished) /
-                                                          static_cast<double>(finished)));
+    tail += fmt::format(", about {} left",
+                        format_seconds(seconds * static_cast<double>(total - finished) /
+                                       static_cast<double>(finished)));
   else
     tail += fmt::format(", {} started", c.started.load());
   std::string line;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <string>
 #include <thread>
 
@@ -14,11 +15,14 @@ namespace drover {
 class Monitor {
  public:
   // `expected`: samples of the pass, about. `show` false: watches the interrupt only.
-  Monitor(Sut& sut, const Interrupt& interrupt, Mode mode, size_t expected, bool show);
+  // `stuck` is called when the monitor still lives `stuck_seconds` after an interrupt.
+  Monitor(Sut& sut, const Interrupt& interrupt, Mode mode, size_t expected, bool show,
+          double stuck_seconds, std::function<void()> stuck);
   ~Monitor();  // joins; the last state has been shown
 
  private:
   void loop();
+  void end_early();
   void show(bool last);
 
   Sut& sut_;
@@ -27,6 +31,8 @@ class Monitor {
   const size_t expected_;
   const bool show_;
   const bool terminal_;
+  const double stuck_seconds_;
+  const std::function<void()> stuck_;
   const Clock::time_point start_;
   std::atomic<bool> stop_{false};
   std::thread thread_;

@@ -69,7 +69,8 @@ void warm_up(Session& s, const SampleSet& samples) {
   s.sink.drain();
 }
 
-void run_loadgen(Session& s, SampleSet& samples, Sut& sut, const LoadgenPlan& plan, Mode mode) {
+void run_loadgen(Session& s, SampleSet& samples, Sut& sut, const LoadgenPlan& plan, Mode mode,
+                 const std::function<void()>& stuck) {
   mlperf::TestSettings settings = plan.settings;
   settings.mode = mode == Mode::kPerformance ? mlperf::TestMode::PerformanceOnly
                                              : mlperf::TestMode::AccuracyOnly;
@@ -80,7 +81,8 @@ void run_loadgen(Session& s, SampleSet& samples, Sut& sut, const LoadgenPlan& pl
   const std::string audit =
       s.options.audit_conf.empty() ? s.options.out_dir + "/no-audit.config" : s.options.audit_conf;
   const size_t expected = mode == Mode::kPerformance ? plan.expected_queries : samples.size();
-  Monitor monitor(sut, s.interrupt, mode, expected, s.options.progress);
+  Monitor monitor(sut, s.interrupt, mode, expected, s.options.progress, s.options.stuck_seconds,
+                  stuck);
   try {
     mlperf::StartTest(&sut, &samples, settings, logs, audit);
   } catch (const Aborted&) {
@@ -98,7 +100,33 @@ void sync_logs(const std::string& dir) {
   sync_path(dir);
 }
 
-PassOutcome run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mode mode) {
+PassOutcome collect(const Session& s, Sut& sut, const LoadgenPlan& plan, Mode mode,
+                    size_t samples) {
+  PassOutcome out;
+  out.mode = mode;
+  out.issued = sut.counts().issued;
+  out.records = sut.records();
+  out.duration_s = sut.duration_s();
+  if (s.interrupt.raised())
+    out.ended_early = s.interrupt.cause();
+  else
+    out.counters = s.sink.counters();
+  out.logs = read_loadgen_logs(log_dir(s.options, mode));
+  judge(out, s.options, plan, samples, log_dir(s.options, mode));
+  return out;
+}
+
+// The pass's result.json, and the whole run's: a pass that is done is not lost with a later one.
+void write_results(const Session& s, const std::vector<PassOutcome>& passes,
+                   const LoadgenPlan& plan) {
+  write_json(pass_dir(s.options, passes.back().mode) + "/result.json",
+             pass_json(passes.back(), s.options, plan, s.facts));
+  write_json(s.options.out_dir + "/result.json", run_json(passes, s.options, plan, s.facts));
+}
+
+// Appends to `passes` and writes the results.
+void run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mode mode,
+              std::vector<PassOutcome>& passes) {
   fs::create_directories(log_dir(s.options, mode));
   Sut::Config config;
   config.mode = mode;
@@ -112,7 +140,17 @@ PassOutcome run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mo
                                    pass_dir(s.options, mode) + "/journal.jsonl", s.interrupt);
   s.sink.listen(sut->events());
   s.sink.reset_counters();
-  run_loadgen(s, samples, *sut, plan, mode);
+  const auto stuck = [&] {
+    try {
+      std::vector<PassOutcome> all = passes;
+      all.push_back(collect(s, *sut, plan, mode, samples.size()));
+      write_results(s, all, plan);
+    } catch (const std::exception& e) {
+      log::error("writing the results of an interrupted pass failed: {}", e.what());
+    }
+    if (s.options.on_stuck) s.options.on_stuck();
+  };
+  run_loadgen(s, samples, *sut, plan, mode, stuck);
   if (!s.interrupt.raised()) {
     try {
       s.sink.drain();  // the sink's thread has left its last event
@@ -120,24 +158,11 @@ PassOutcome run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mo
       s.interrupt.raise(e.code(), e.what());
     }
   }
-
-  PassOutcome out;
-  out.mode = mode;
-  out.issued = sut->counts().issued;
-  out.records = sut->records();
-  out.duration_s = sut->duration_s();
-  if (s.interrupt.raised())
-    out.ended_early = s.interrupt.cause();
-  else
-    out.counters = s.sink.counters();
   s.next_id = sut->next_id();
   sut->sync_journal();
   sync_logs(log_dir(s.options, mode));
-  out.logs = read_loadgen_logs(log_dir(s.options, mode));
-  judge(out, s.options, plan, samples.size(), log_dir(s.options, mode));
-  write_json(pass_dir(s.options, mode) + "/result.json",
-             pass_json(out, s.options, plan, s.facts));
-  return out;
+  passes.push_back(collect(s, *sut, plan, mode, samples.size()));
+  write_results(s, passes, plan);
 }
 
 std::string write_user_conf(const ServeOptions& options, size_t samples) {
@@ -172,9 +197,7 @@ ExitCode run_session(RequestSink& sink, Dataset& dataset, const ServeOptions& op
   std::vector<PassOutcome> passes;
   for (const Mode mode : options.modes) {
     interrupt.check();
-    passes.push_back(run_pass(s, samples, plan, mode));
-    // After each pass: a pass that is done is not lost with a later one.
-    write_json(options.out_dir + "/result.json", run_json(passes, options, plan, facts));
+    run_pass(s, samples, plan, mode, passes);
     report(passes.back());
     interrupt.check();
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,11 @@ struct ServeOptions {
   int warmup_requests = 4;        // before the clock starts; one has the longest prompt; 0: none
   int32_t warmup_tokens = 4;      // new tokens of each
   bool progress = true;           // to standard error
+  // In Server, LoadGen sleeps until its next arrival and nothing can wake it. When it has not come
+  // back `stuck_seconds` after the interrupt, the results are written with the cause and this is
+  // called, on a thread of the session's: it should end the process. Empty: the sleep is awaited.
+  double stuck_seconds = 3;
+  std::function<void()> on_stuck;
 };
 
 // What only main knows; written into the results as it is.
@@ -68,7 +74,7 @@ void prepare_out_dir(const ServeOptions& options);
 // Call once a process, from the main thread, after prepare_out_dir: LoadGen issues queries from
 // the calling thread. kOk when every pass is valid, else kInvalidResult. When the interrupt is
 // raised the passes end early, what there is gets written with valid = false and the cause, and
-// the cause is thrown. How soon: at once, but in Server LoadGen sleeps until its next arrival.
+// the cause is thrown: within half a second, but for the sleep told of at on_stuck.
 ExitCode run_session(RequestSink& sink, Dataset& dataset, const ServeOptions& options,
                      const RunFacts& facts, Interrupt& interrupt);
 

@@ -94,7 +94,8 @@ void Sut::IssueQuery(const std::vector<mlperf::QuerySample>& queries) {
       outstanding_[id] = {q.id, static_cast<uint32_t>(q.index), false, now, {}};
       requests.push_back(make_request(samples_.at(q.index), id, config_.max_new_tokens,
                                       config_.synthetic));
-      if (config_.ttft_limit_s > 0) requests.back().deadline = seconds_of(now) + config_.ttft_limit_s;
+      if (config_.ttft_limit_s > 0)
+        requests.back().deadline = seconds_of(now) + config_.ttft_limit_s;
     }
   }
   counts_.issued += queries.size();

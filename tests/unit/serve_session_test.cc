@@ -230,6 +230,34 @@ TEST(ServeInterrupt, SingleStream) {
   expect_interrupted(Scenario::kSingleStream, {Mode::kPerformance}, 0);
 }
 
+// At one query in five minutes LoadGen is asleep when the interrupt goes up.
+TEST(ServeInterrupt, ServerAsleepUntilTheNextArrival) {
+  TempDir dir;
+  ServeOptions o = options_in(dir, Scenario::kServer);
+  o.target_qps = 0.003;
+  o.stuck_seconds = 0.5;
+  o.on_stuck = [] { ::_exit(static_cast<int>(ExitCode::kLostPeer)); };
+  const auto start = Clock::now();
+  const int code = in_child([&] {
+    Interrupt interrupt;
+    CountedDataset dataset(64);
+    prepare_out_dir(o);
+    PacedSink sink(interrupt, 2, 10);
+    std::thread breaker([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(700));
+      interrupt.raise(ExitCode::kLostPeer, "host h, rank 3: gone");
+    });
+    breaker.detach();
+    return run_session(sink, dataset, o, fixture_facts(), interrupt);
+  });
+  EXPECT_EQ(code, static_cast<int>(ExitCode::kLostPeer));
+  EXPECT_LT(std::chrono::duration<double>(Clock::now() - start).count(), 4.0);
+  const Json r = read_json(o.out_dir + "/result.json");
+  EXPECT_EQ(r.at("valid"), false);
+  EXPECT_EQ(r.at("error"), "host h, rank 3: gone");
+  EXPECT_EQ(lines_of(o.out_dir + "/performance/journal.jsonl").size(), 1u);  // the first, at once
+}
+
 TEST(ServeJournal, IsGoodUpToTheLastLineAfterAKill) {
   TempDir dir;
   const ServeOptions o = options_in(dir, Scenario::kOffline);

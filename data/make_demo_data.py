@@ -39,7 +39,8 @@ def read_corpus(wheel):
         try:
             content = yaml.safe_load(io.BytesIO(archive.read(name)))
         except KeyError as error:
-            raise DataError(f"{wheel} lacks {name}; chatterbot-corpus 1.3.3 was expected") from error
+            raise DataError(f"{wheel} lacks {name}; "
+                            "chatterbot-corpus 1.3.3 was expected") from error
         pairs[category] = []
         for lines in content["conversations"]:
             if len(lines) < 2:

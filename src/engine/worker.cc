@@ -78,10 +78,12 @@ StepPlan Worker::receive_plan() {
 }
 
 void Worker::step(const StepPlan& plan, StepResult& result) {
+  // First: a slot keeps its group for good, and the last id of its old owner must not land in the
+  // prompt of the next one.
+  if (decoder_.shard().first()) take_feedback(plan.group);
   slots_.apply(plan);
   if (reports()) outputs_.apply(plan);
   upload(plan);
-  if (decoder_.shard().first()) take_feedback(plan.group);
   slots_.lay_out(plan, layout_);
   const int32_t rows = layout_.rows();
   result.rows = rows;

@@ -1,8 +1,10 @@
 // drover run: the benchmark.
 #include <fmt/format.h>
 
+#include <cstdlib>
 #include <iostream>
 
+#include "base/log.h"
 #include "command_line.h"
 #include "commands.h"
 #include "job.h"
@@ -89,6 +91,7 @@ RunFacts facts(const Options& o, const Job& job, const Dataset& dataset, const M
   f.dataset = {{"file", o.text("dataset")},
                {"name", dataset.name()},
                {"samples", dataset.size()},
+               {"synthetic", dataset.synthetic()},
                {"fingerprint", dataset.fingerprint()}};
   f.synthetic_model = job.source.synthetic();
   f.settings = job.settings;
@@ -105,12 +108,16 @@ int run_command(const std::vector<std::string>& arguments) {
     std::cout << Options::help(table);
     return 0;
   }
-  const ServeOptions serve = serve_options(o);
+  ServeOptions serve = serve_options(o);
   JobParts parts;
   parts.log_dir = serve.out_dir + "/logs";
   parts.order = queue_order(o, serve.scenario);
   parts.prepare = [&] { prepare_out_dir(serve); };
   parts.body = [&](Job& job) {
+    serve.on_stuck = [&job] {
+      log::flush();
+      std::_Exit(static_cast<int>(job.interrupt.code()));
+    };
     const auto store = job.source.synthetic() ? nullptr : ModelStore::open(o.text("model"));
     const auto dataset = open_dataset(o.text("dataset"), job.source, store.get());
     RunFacts f = facts(o, job, *dataset, store.get());

@@ -1,6 +1,6 @@
 #include "base/host.h"
 
-#include <sched.h>
+#include <hwloc.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -44,18 +44,47 @@ uint64_t peak_rss_bytes() {
   return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
 }
 
-int usable_cores() {
-  // Machines with more processors than cpu_set_t holds need a larger set.
-  for (int count = CPU_SETSIZE; count <= 1 << 16; count *= 2) {
-    cpu_set_t* set = CPU_ALLOC(count);
-    if (set == nullptr) break;
-    const size_t bytes = CPU_ALLOC_SIZE(count);
-    const bool good = ::sched_getaffinity(0, bytes, set) == 0;
-    const int cores = good ? CPU_COUNT_S(bytes, set) : 0;
-    CPU_FREE(set);
-    if (good) return std::max(1, cores);
+namespace {
+
+// hwloc's view of this machine; loading it takes milliseconds, so once.
+class Topology {
+ public:
+  Topology() {
+    good_ = hwloc_topology_init(&topology_) == 0 && hwloc_topology_load(topology_) == 0;
   }
-  return std::max(1, static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN)));
+  ~Topology() {
+    if (topology_ != nullptr) hwloc_topology_destroy(topology_);
+  }
+  Topology(const Topology&) = delete;
+  Topology& operator=(const Topology&) = delete;
+
+  // Objects of a kind that this process's affinity touches.
+  int touched(hwloc_obj_type_t kind) const {
+    if (!good_) return 0;
+    hwloc_bitmap_t mine = hwloc_bitmap_alloc();
+    int count = 0;
+    if (hwloc_get_cpubind(topology_, mine, HWLOC_CPUBIND_PROCESS) == 0) {
+      for (hwloc_obj_t o = nullptr;
+           (o = hwloc_get_next_obj_by_type(topology_, kind, o)) != nullptr;) {
+        count += hwloc_bitmap_intersects(o->cpuset, mine) != 0 ? 1 : 0;
+      }
+    }
+    hwloc_bitmap_free(mine);
+    return count;
+  }
+
+ private:
+  hwloc_topology_t topology_ = nullptr;
+  bool good_ = false;
+};
+
+}  // namespace
+
+int usable_cores() {
+  // Hardware threads of one core share its vector units: one thread a core is what linears want.
+  const Topology topology;
+  const int cores = topology.touched(HWLOC_OBJ_CORE);
+  return std::max(1, cores > 0 ? cores : topology.touched(HWLOC_OBJ_PU));
 }
 
 }  // namespace drover

@@ -50,8 +50,8 @@ struct Architecture {
   std::string summary() const;  // one line for people
 };
 
-// "llama2-7b", "llama2-70b", "llama3-8b", "llama3-70b", "smollm2-135m", "tiny" (8 heads, 8 KV heads: for tests).
-// Throws kUsage listing the names it knows.
+// "llama2-7b", "llama2-70b", "llama3-8b", "llama3-70b", "smollm2-135m", "tiny" (8 heads, 8 KV
+// heads: for tests). Throws kUsage listing the names it knows.
 Architecture named_architecture(const std::string& name);
 
 }  // namespace drover

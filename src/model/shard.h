@@ -21,7 +21,8 @@ struct Shard {
   Range heads;         // query heads
   Range kv_heads;
   Range intermediate;  // features of the gated MLP
-  Range vocab;         // rows of the embedding and of the output layer; ceil split, last may be short
+  // Rows of the embedding and of the output layer; ceil split, the last may be short.
+  Range vocab;
   bool first() const { return stage == 0; }
   bool last() const { return stage == pp - 1; }
 };

@@ -240,13 +240,3 @@ std::string get_string(const Attributes& a, const std::string& name, const std::
 }
 
 }  // namespace drover::h5
-
-namespace drover {
-
-std::string hdf5_version() {
-  unsigned major = 0, minor = 0, release = 0;
-  H5get_libversion(&major, &minor, &release);
-  return fmt::format("{}.{}.{}", major, minor, release);
-}
-
-}  // namespace drover

@@ -1,6 +1,6 @@
 // The CPU backend's operations at the demo model's shapes (SmolLM2-135M), one thread unless
-// DROVER_BENCH_THREADS says otherwise. Every iteration of a linear uses another copy of the weights,
-// together as large as a model's layers, so that caches hold what they would hold in a step.
+// DROVER_BENCH_THREADS says otherwise. Every iteration of a linear uses another copy of the
+// weights, together as large as a model's layers, so that caches hold what they would in a step.
 //
 //   cpu_ops_bench --benchmark_format=json --benchmark_min_time=0.2
 #include <benchmark/benchmark.h>

@@ -103,7 +103,7 @@ TEST_P(LinearTest, PaddedRowsAreFewAndEnough) {
     distinct += padded != last;
     last = padded;
   }
-  EXPECT_LE(distinct, 24);
+  EXPECT_LE(distinct, 32);
 }
 
 TEST_P(LinearTest, PartsOfDifferentWidthAreRefused) {

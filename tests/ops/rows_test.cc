@@ -27,7 +27,8 @@ TEST_P(RowsTest, EmbedEveryFormat) {
     EXPECT_EQ(table->rows, held);
     std::vector<int32_t> tokens(slots * max_tokens), slot(rows), position(rows);
     for (auto& t : tokens) t = static_cast<int32_t>(integer(0, 110));
-    tokens[0] = begin, tokens[1] = begin + held - 1, tokens[2] = begin - 1, tokens[3] = begin + held;
+    tokens[0] = begin, tokens[1] = begin + held - 1;
+    tokens[2] = begin - 1, tokens[3] = begin + held;
     for (int64_t r = 0; r < rows; ++r) {
       slot[r] = r < 4 ? 0 : static_cast<int32_t>(integer(0, slots - 1));
       position[r] = static_cast<int32_t>(r < 4 ? r : integer(0, max_tokens - 1));

@@ -104,16 +104,22 @@ std::string dnnl_description() {
 }
 
 struct LinearEngine::Impl {
-  Impl(Dtype t, int n, const Kernels& k, bool bf16, int64_t least)
-      : type(t), threads(n), kernels(k), hold_bf16(bf16), least_rows(least) {}
+  Impl(Dtype t, int n, const Kernels& k, Isa isa)
+      : type(t),
+        threads(n),
+        kernels(k),
+        hold_bf16(t == Dtype::kBf16 && isa >= Isa::kAvx512Bf16),
+        least_rows(isa >= Isa::kAvx512 ? 1 : 16),
+        block_rows(isa >= Isa::kAvx512 ? 256 : 64) {}
 
   Dtype type;
   int threads;
   const Kernels& kernels;
   bool hold_bf16;  // weights and inputs in bf16, not only rounded to it
-  // Below AVX-512 oneDNN has no brgemm, and its gemm sums few rows in another order than many
-  // (seen up to 8 rows with AVX2): there, fewer rows are computed as so many, for the same sums.
+  // Below AVX-512, oneDNN sums few rows in another order than many: seen up to 8 rows in 2.6 (gemm)
+  // and above 64 in 3.2 (brgemm:avx2). There, all rows are computed in blocks between the two.
   int64_t least_rows;
+  int64_t block_rows;
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
   dnnl::primitive_attr attr;
@@ -134,9 +140,7 @@ struct LinearEngine::Impl {
 LinearEngine::LinearEngine(Dtype type, int threads, const Kernels& kernels) {
   DROVER_CHECK(type == Dtype::kF32 || type == Dtype::kBf16, ExitCode::kUsage,
                "linears on the CPU work in f32 or bf16, not in {}", to_string(type));
-  const Isa isa = dnnl_isa();
-  const bool hold_bf16 = type == Dtype::kBf16 && isa >= Isa::kAvx512Bf16;
-  impl_ = std::make_unique<Impl>(type, threads, kernels, hold_bf16, isa >= Isa::kAvx512 ? 1 : 16);
+  impl_ = std::make_unique<Impl>(type, threads, kernels, dnnl_isa());
   impl_->attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   impl_->attr.set_fpmath_mode(dnnl::fpmath_mode::strict);
 }
@@ -144,7 +148,7 @@ LinearEngine::LinearEngine(Dtype type, int threads, const Kernels& kernels) {
 LinearEngine::~LinearEngine() = default;
 
 int64_t LinearEngine::padded_rows(int64_t rows) const {
-  const int64_t whole = rows / kBlockRows * kBlockRows;
+  const int64_t whole = rows / impl_->block_rows * impl_->block_rows;
   const int64_t rest = rows - whole;
   return whole + (rest == 0 ? 0 : std::max(bucket_of(rest), impl_->least_rows));
 }
@@ -176,9 +180,9 @@ Shape& LinearEngine::Impl::shape_for(int64_t rows, int64_t cols) {
   if (!is_new) return shape;
   shape.packed = Desc({rows, cols}, held(), Tag::any);
   // The largest first: it settles the layout.
-  for (int64_t m = kBlockRows; m >= least_rows; --m)
+  for (int64_t m = block_rows; m >= least_rows; --m)
     if (bucket_of(m) == m) add_bucket(shape, m, rows, cols);
-  const size_t bytes = static_cast<size_t>(kBlockRows * cols) * sizeof(float);
+  const size_t bytes = static_cast<size_t>(block_rows * cols) * sizeof(float);
   if (type == Dtype::kBf16 && bytes > inputs_size) {
     inputs = allocate(bytes, "inputs of linears");
     std::memset(inputs.get(), 0, bytes);  // rows of padding are multiplied too
@@ -235,8 +239,8 @@ void LinearEngine::run(const Linear& linear, const float* in, float* out, int64_
   Impl& m = *impl_;
   const PackedLinear& w = static_cast<const PackedLinear&>(linear);
   omp_set_num_threads(m.threads);
-  for (int64_t row = 0; row < rows; row += kBlockRows) {
-    const int64_t real = std::min(rows - row, kBlockRows);
+  for (int64_t row = 0; row < rows; row += m.block_rows) {
+    const int64_t real = std::min(rows - row, m.block_rows);
     Bucket& bucket = w.shape->buckets.at(std::max(bucket_of(real), m.least_rows));
     const void* source = in + row * w.cols;
     if (m.type == Dtype::kBf16) {

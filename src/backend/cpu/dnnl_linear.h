@@ -1,10 +1,10 @@
 // Linears through oneDNN. The only place that includes it; written for its 2.6 and 3.x.
 //
 // Weights are packed once per tensor, in the layout that oneDNN chooses for the largest number of
-// rows, and that every other bucket of rows accepts. inner_product, not matmul: measured on Sapphire
-// Rapids both are equally fast up to 64 rows (matmul is up to 1.5 times faster at 256), but only
-// inner_product sums along K in the same order for every number of rows, so that a token's logits
-// do not depend on what else is in its batch.
+// rows, and that every other bucket of rows accepts. inner_product, not matmul: measured on
+// Sapphire Rapids both are equally fast up to 64 rows (matmul is up to 1.5 times faster at 256),
+// but only inner_product sums along K in the same order for every number of rows, so that a token's
+// logits do not depend on what else is in its batch (tests/ops/linear_test.cc holds it to that).
 #pragma once
 
 #include <cstdint>
@@ -29,9 +29,8 @@ class LinearEngine {
   LinearEngine(Dtype type, int threads, const Kernels& kernels);
   ~LinearEngine();
 
-  // Rows are computed in blocks of at most kBlockRows, each rounded up to a bucket, so that few
-  // primitives exist. All of a shape's primitives are made at load.
-  static constexpr int64_t kBlockRows = 256;
+  // Rows are computed in blocks of at most 256 (64 below AVX-512), the last one rounded up to a
+  // bucket, so that few primitives exist. All of a shape's primitives are made at load.
   int64_t padded_rows(int64_t rows) const;
 
   std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);

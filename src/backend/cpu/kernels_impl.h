@@ -241,7 +241,8 @@ DROVER_INLINE Vec decode(const uint8_t* p) {
                                      _mm_set1_epi16(static_cast<int16_t>(0xbfff)));
   return reinterpret_cast<Vec>(_mm256_cvtph_ps(half));
 #else
-  const BitVec code = __builtin_convertvector(ByteVec(*reinterpret_cast<const ByteLoad*>(p)), BitVec);
+  const ByteVec bytes = *reinterpret_cast<const ByteLoad*>(p);
+  const BitVec code = __builtin_convertvector(bytes, BitVec);
   const BitVec low = code & 0x7fu;
   const Vec normal = floats((low << 20) + (112u << 23));
   const Vec subnormal =

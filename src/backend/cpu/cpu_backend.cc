@@ -46,7 +46,7 @@ class CpuBackend : public Backend {
     // libgomp reads this once, before main: it cannot be set from here.
     if (threads_ > 1 && std::getenv("OMP_WAIT_POLICY") == nullptr &&
         std::getenv("GOMP_SPINCOUNT") == nullptr)
-      log::warn("idle OpenMP threads will spin: set OMP_WAIT_POLICY=passive in the environment");
+      log::info("idle OpenMP threads will spin: set OMP_WAIT_POLICY=passive in the environment");
   }
 
   std::string name() const override { return "cpu"; }

@@ -97,9 +97,4 @@ bool holds_dataset(const std::string& file);
 
 std::string hdf5_version();  // of the library in use, "1.10.8"
 
-// Whether the file says that it is a dataset. Throws kBadInput when it is not an HDF5 file at all.
-bool holds_dataset(const std::string& file);
-
-std::string hdf5_version();
-
 }  // namespace drover

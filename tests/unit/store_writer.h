@@ -39,7 +39,12 @@ struct Folder {
 class H5File {
  public:
   static H5File create(const std::string& file) {
-    return H5File(H5Fcreate(file.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT));
+    // As the importers do: from 1.8 on, HDF5's own structures carry checksums.
+    const hid_t access = must(H5Pcreate(H5P_FILE_ACCESS));
+    must(H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110));
+    const hid_t file_id = H5Fcreate(file.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    H5Pclose(access);
+    return H5File(file_id);
   }
   static H5File modify(const std::string& file) {
     return H5File(H5Fopen(file.c_str(), H5F_ACC_RDWR, H5P_DEFAULT));

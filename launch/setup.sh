@@ -163,7 +163,7 @@ Try: module load python, apt-get install python3-venv, or name one: DROVER_PYTHO
     if [[ ! -f $wheels/.complete || $(<"$wheels/.complete") != "$stamp" ]]; then
       say "downloading the Python packages"
       mkdir -p "$wheels"
-      quietly "$venv/bin/python" -m pip wheel -w "$wheels" "${files[@]}" || fail "download failed (see $log)"
+      quietly "$venv/bin/python" -m pip wheel --use-pep517 -w "$wheels" "${files[@]}" || fail "download failed (see $log)"
       echo "$stamp" >"$wheels/.complete"
     fi
     return
@@ -171,6 +171,9 @@ Try: module load python, apt-get install python3-venv, or name one: DROVER_PYTHO
   if grep -qxF -- "$stamp" "$venv/.installed" 2>/dev/null; then return; fi
   if [[ $mode == offline || ( -f $wheels/.complete && $(<"$wheels/.complete") == "$(tests=1 stamp_of "$venv/bin/python")" ) ]]; then
     source=(--no-index --find-links "$wheels")
+  fi
+  if [[ ${#source[@]} -gt 0 && ! -f $wheels/.complete ]]; then
+    fail "the Python packages are not in $wheels. Run launch/setup.sh --download-only where there is a network"
   fi
   say "installing the Python packages${source:+ from $wheels}"
   quietly "$venv/bin/python" -m pip install "${source[@]}" "${files[@]}" ||

@@ -61,8 +61,8 @@ def rouge_lines(rouge, reference):
 
 
 def file_lines(folder):
-    wanted = ["result.json", "environment.json", "performance/mlperf_log_summary.txt",
-              "performance/mlperf_log_detail.txt", "accuracy/mlperf_log_accuracy.json", "logs"]
+    wanted = ["result.json", "environment.json", "performance/run_1/mlperf_log_summary.txt",
+              "performance/run_1/mlperf_log_detail.txt", "accuracy/mlperf_log_accuracy.json", "logs"]
     return [f"  {folder / name}" for name in wanted if (folder / name).exists()]
 
 

@@ -42,6 +42,8 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
 }
 
 void Worker::run() {
+  uint64_t steps = 0, rows = 0, admitted = 0;
+  double seconds = 0;
   for (;;) {
     const StepPlan plan = receive_plan();
     if (plan.stop) break;
@@ -51,12 +53,18 @@ void Worker::run() {
     result.step = plan.step;
     step(plan, result);
     result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    ++steps;
+    rows += static_cast<uint64_t>(result.rows);
+    admitted += plan.admitted.size();
+    seconds += result.seconds;
     if (reports()) {
       encode(result, bytes_);
       mailbox_.post(0, Mailbox::Channel::kResult, bytes_);
     }
     fault_point("step", rank_, plan.step);
   }
+  log::info("worked: {} steps, {} rows, {} sequences, {:.1f} s in steps", steps, rows, admitted,
+            seconds);
   // What the last stage sent must be received before communicators are freed.
   take_feedback(std::numeric_limits<int32_t>::max());
 }

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -16,6 +17,8 @@ MODEL = DEMO / "smollm2-135m.h5"
 DATASET = DEMO / "chatterbot.h5"
 GOLDENS = ROOT / "tests/goldens/smollm2_goldens.h5"
 MPIRUN = ROOT / "tests/mpi/mpirun.sh"
+# With the data tools' packages: what the tests themselves run in, as ctest starts them.
+PYTHON = os.environ.get("DROVER_PYTHON", sys.executable)
 
 
 class Outcome:
@@ -23,23 +26,24 @@ class Outcome:
         self.code, self.out, self.err, self.seconds = code, out, err, seconds
 
 
-def drover(ranks, *arguments, timeout=300, env=None, check=True):
+def drover(ranks, *arguments, timeout=300, env=None, check=True, cwd=None):
     """Runs `mpirun -np RANKS drover ARGUMENTS`; with check, a failure fails the test."""
     command = [str(MPIRUN), str(ranks), BINARY, *map(str, arguments)]
     begin = time.monotonic()
     p = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False,
-                       stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})})
+                       stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, cwd=cwd)
     outcome = Outcome(p.returncode, p.stdout, p.stderr, time.monotonic() - begin)
     if check and p.returncode != 0:
         raise AssertionError(f"{' '.join(command)}\nexit code {p.returncode}\n{p.stdout}\n{p.stderr}")
     return outcome
 
 
-def single(*arguments, timeout=120, check=True):
+def single(*arguments, timeout=120, env=None, check=True):
     """Without mpirun: for the subcommands that need no ranks."""
     begin = time.monotonic()
     p = subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True,
-                       timeout=timeout, check=False, stdin=subprocess.DEVNULL)
+                       timeout=timeout, check=False, stdin=subprocess.DEVNULL,
+                       env={**os.environ, **(env or {})})
     outcome = Outcome(p.returncode, p.stdout, p.stderr, time.monotonic() - begin)
     if check and p.returncode != 0:
         raise AssertionError(f"exit code {p.returncode}\n{p.stdout}\n{p.stderr}")

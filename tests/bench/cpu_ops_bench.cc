@@ -98,8 +98,8 @@ void linear(State& state) {
 
 void linear_shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"M", "K", "N", "bf16"})->UseRealTime()->Unit(benchmark::kMicrosecond);
-  const int64_t shapes[][2] = {{576, 960},  {576, 576},  {576, 3072}, {1536, 576}, {576, 49152},
-                               {576, 320},  {192, 576},  {576, 1024}, {512, 576},  {576, 16384}};
+  const int64_t shapes[][2] = {{576, 960}, {576, 576}, {576, 3072}, {1536, 576}, {576, 49152},
+                               {576, 320}, {192, 576}, {576, 1024}, {512, 576},  {576, 16384}};
   for (const int64_t bf16 : {0, 1})
     for (const auto& s : shapes)
       for (const int64_t m : {1, 8, 64, 256}) b->Args({m, s[0], s[1], bf16});
@@ -187,8 +187,13 @@ void rope_append(State& state) {
                        KvFormat::kFp8);
   for (auto _ : state) bench.append();
 }
-BENCHMARK(rope_append)->ArgNames({"sequences", "rows"})->UseRealTime()
-    ->Unit(benchmark::kMicrosecond)->Args({1, 1})->Args({64, 1})->Args({1, 256});
+BENCHMARK(rope_append)
+    ->ArgNames({"sequences", "rows"})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond)
+    ->Args({1, 1})
+    ->Args({64, 1})
+    ->Args({1, 256});
 
 void norm(State& state) {
   const auto b = make(true);

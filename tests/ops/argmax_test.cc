@@ -21,8 +21,7 @@ class ArgmaxTest : public OpsTest {
   std::vector<int32_t> merge(const std::vector<Candidate>& candidates, int shards, int64_t rows) {
     Buffer b(*backend_, candidates.size() * sizeof(Candidate)), ids(*backend_, rows * 4);
     b.put(candidates);
-    backend_->merge_argmax(b.as<Candidate>(), shards, rows, ids.as<int32_t>(),
-                           backend_->stream());
+    backend_->merge_argmax(b.as<Candidate>(), shards, rows, ids.as<int32_t>(), backend_->stream());
     return ids.get<int32_t>(static_cast<size_t>(rows));
   }
 };
@@ -89,8 +88,8 @@ TEST_P(ArgmaxTest, MergeOfShardsEqualsTheWhole) {
 // A shard in which nothing is allowed or a number has token -1 and never wins.
 TEST_P(ArgmaxTest, ShardsWithoutACandidate) {
   const float none = -std::numeric_limits<float>::infinity();
-  const std::vector<Candidate> candidates = {{none, -1}, {none, -1}, {none, 40}, {none, -1},
-                                             {1.0f, 9},  {none, -1}};
+  const std::vector<Candidate> candidates = {{none, -1}, {none, -1}, {none, 40},
+                                             {none, -1}, {1.0f, 9},  {none, -1}};
   EXPECT_EQ(merge(candidates, 3, 2), (std::vector<int32_t>{9, -1}));
   EXPECT_EQ(merge({{none, -1}, {none, 40}, {none, 7}}, 3, 1), (std::vector<int32_t>{7}));
 }

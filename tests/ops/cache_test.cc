@@ -348,8 +348,7 @@ TEST_P(CacheTest, ChunkingChangesNothing) {
       std::vector<float> out;
       for (int start = 0; start < rows; start += chunk) {
         const int count = std::min(chunk, rows - start);
-        std::vector<float> part(qkv.begin() + start * width,
-                                qkv.begin() + (start + count) * width);
+        std::vector<float> part(qkv.begin() + start * width, qkv.begin() + (start + count) * width);
         part.insert(part.end(), qkv.begin(), qkv.begin() + count * width);
         const std::vector<Piece> pieces = {{0, start, count}, {1, 0, count}};
         const auto rotated = append(cache, heads, d, true, pieces, part);
@@ -378,8 +377,8 @@ TEST_P(CacheTest, PagesTravel) {
     for (int i = 0; i < 3; ++i) {
       from.push_back(std::make_unique<Cache>(*backend_, random_, s, 1, 20));
       to.push_back(std::make_unique<Cache>(*backend_, random_, s, 1, 20));
-      for (Buffer* b : {&from.back()->k, &from.back()->v, &from.back()->k_scale,
-                        &from.back()->v_scale}) {
+      for (Buffer* b :
+           {&from.back()->k, &from.back()->v, &from.back()->k_scale, &from.back()->v_scale}) {
         auto bytes = b->get<uint8_t>();
         for (auto& x : bytes) x = static_cast<uint8_t>(random_());
         b->put(bytes);

@@ -151,7 +151,7 @@ class OpsTest : public ::testing::TestWithParam<BackendCase> {
   int64_t compared_ = 0;
 };
 
-#define DROVER_OPS_SUITE(Suite)                                                       \
+#define DROVER_OPS_SUITE(Suite)                                                        \
   INSTANTIATE_TEST_SUITE_P(All, Suite, ::testing::ValuesIn(::drover::ops::backends()), \
                            [](const auto& info) { return info.param.name; })
 

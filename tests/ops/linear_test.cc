@@ -44,8 +44,8 @@ class LinearTest : public OpsTest {
 
 TEST_P(LinearTest, EveryRowCount) {
   for (const int64_t rows : kRowCounts) {
-    const WeightTensor w = random_weights(random_, WeightFormat::kInt4, ZeroKind::kMinimums, 32,
-                                          Dtype::kF16, 72, 576);
+    const WeightTensor w =
+        random_weights(random_, WeightFormat::kInt4, ZeroKind::kMinimums, 32, Dtype::kF16, 72, 576);
     compare({&w, 1}, rows, "rows " + std::to_string(rows));
   }
 }
@@ -78,8 +78,8 @@ TEST_P(LinearTest, StackedParts) {
 TEST_P(LinearTest, ARowDoesNotDependOnItsBatch) {
   const int64_t shapes[][2] = {{960, 576}, {576, 1536}, {320, 576}, {100, 64}, {512, 2048}};
   for (const auto& [n, k] : shapes) {
-    const WeightTensor w = random_weights(random_, WeightFormat::kInt4, ZeroKind::kSymmetric, 32,
-                                          Dtype::kF16, n, k);
+    const WeightTensor w =
+        random_weights(random_, WeightFormat::kInt4, ZeroKind::kSymmetric, 32, Dtype::kF16, n, k);
     const auto linear = backend_->load_linear({&w, 1});
     auto in = normals(static_cast<size_t>(1000 * k));
     const auto whole = run(*linear, in, 1000);
@@ -109,8 +109,8 @@ TEST_P(LinearTest, PaddedRowsAreFewAndEnough) {
 TEST_P(LinearTest, PartsOfDifferentWidthAreRefused) {
   std::vector<WeightTensor> parts;
   for (const int64_t cols : {64, 128})
-    parts.push_back(random_weights(random_, WeightFormat::kF32, ZeroKind::kSymmetric, 0,
-                                   Dtype::kF16, 8, cols));
+    parts.push_back(
+        random_weights(random_, WeightFormat::kF32, ZeroKind::kSymmetric, 0, Dtype::kF16, 8, cols));
   EXPECT_THROW(backend_->load_linear(parts), Error);
 }
 

@@ -74,8 +74,8 @@ class CpuBackend : public Backend {
     return linears_.load(parts);
   }
   std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
-  void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens,
-             int64_t max_tokens, const StepRows& step, void* out, Stream) override;
+  void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
+             const StepRows& step, void* out, Stream) override;
   void norm(const Norm& a, Stream) override;
   void linear(const Linear& w, const void* in, void* out, int64_t rows, bool, Stream) override {
     linears_.run(w, static_cast<const float*>(in), static_cast<float*>(out), rows);
@@ -118,9 +118,9 @@ void check_shape(const KvShape& s, int32_t heads) {
   DROVER_CHECK(known, ExitCode::kUsage,
                "the CPU backend has heads of 16, 32, 64, 128 or 256 features, not of {}",
                s.head_size);
-  DROVER_CHECK(s.kv_heads > 0 && s.page_tokens > 0 && heads % s.kv_heads == 0,
-               ExitCode::kInternal, "{} query heads on {} KV heads, pages of {} tokens", heads,
-               s.kv_heads, s.page_tokens);
+  DROVER_CHECK(s.kv_heads > 0 && s.page_tokens > 0 && heads % s.kv_heads == 0, ExitCode::kInternal,
+               "{} query heads on {} KV heads, pages of {} tokens", heads, s.kv_heads,
+               s.page_tokens);
 }
 
 void* CpuBackend::alloc(size_t bytes, std::string_view purpose) {
@@ -176,9 +176,8 @@ void CpuBackend::norm(const Norm& a, Stream) {
                       a.features, a.epsilon);
 }
 
-void CpuBackend::gather_columns(const void* in, int64_t, int64_t segment_cols,
-                                const int32_t* index, void* out, int64_t rows, int64_t cols,
-                                Stream) {
+void CpuBackend::gather_columns(const void* in, int64_t, int64_t segment_cols, const int32_t* index,
+                                void* out, int64_t rows, int64_t cols, Stream) {
   const float* from = static_cast<const float*>(in);
   float* to = static_cast<float*>(out);
   for (int64_t r = 0; r < rows; ++r)
@@ -267,7 +266,7 @@ void CpuBackend::attention(const Attention& a, const StepRows& step, Stream) {
   const KvShape& s = a.shape;
   check_shape(s, a.heads);
   const int32_t group = a.heads / s.kv_heads;
-  const int32_t span = std::min(group, cpu::kQueries);  // query heads of a task
+  const int32_t span = std::min(group, cpu::kQueries);       // query heads of a task
   const int32_t block = std::max(1, cpu::kQueries / group);  // rows of a task
   int32_t longest = 0;
   for (int32_t c = 0; c < step.chunks; ++c)
@@ -283,8 +282,8 @@ void CpuBackend::attention(const Attention& a, const StepRows& step, Stream) {
         if (task.row_begin >= task.row_end) continue;
         task.args = &a;
         task.position = step.row_position;
-        task.pages = step.page_table +
-                     static_cast<int64_t>(step.row_slot[task.row_begin]) * step.max_pages;
+        task.pages =
+            step.page_table + static_cast<int64_t>(step.row_slot[task.row_begin]) * step.max_pages;
         task.kv_head = h;
         for (int32_t g = 0; g < group; g += span) {
           task.group_begin = g;
@@ -319,8 +318,7 @@ Candidate CpuBackend::best_of(const float* logits, const Argmax& a, bool forbid)
     }
     const int64_t at = kernels_.argmax(logits + begin, end - begin);
     if (at >= 0) {
-      const Candidate found{logits[begin + at],
-                            static_cast<int32_t>(a.vocab_begin + begin + at)};
+      const Candidate found{logits[begin + at], static_cast<int32_t>(a.vocab_begin + begin + at)};
       if (better(found, best)) best = found;
     }
     begin = end + 1;
@@ -331,8 +329,8 @@ Candidate CpuBackend::best_of(const float* logits, const Argmax& a, bool forbid)
 void CpuBackend::argmax(const Argmax& a, Stream) {
 #pragma omp parallel for num_threads(threads_) if (threads_ > 1)
   for (int64_t r = 0; r < a.rows; ++r)
-    a.out[r] = best_of(a.logits + r * a.vocab_count, a,
-                       a.forbid_eos != nullptr && a.forbid_eos[r] != 0);
+    a.out[r] =
+        best_of(a.logits + r * a.vocab_count, a, a.forbid_eos != nullptr && a.forbid_eos[r] != 0);
 }
 
 void CpuBackend::merge_argmax(const Candidate* candidates, int32_t shards, int64_t rows,

@@ -1,7 +1,7 @@
 #include "backend/cpu/dnnl_linear.h"
 
-#include <oneapi/dnnl/dnnl.hpp>
 #include <omp.h>
+#include <oneapi/dnnl/dnnl.hpp>
 
 #include <algorithm>
 #include <cstdlib>
@@ -24,15 +24,24 @@ using Product = dnnl::inner_product_forward;
 const char* isa_name(dnnl::cpu_isa isa) {
   // Values of both major versions' enums; 3.x has more of them.
   switch (static_cast<int>(isa)) {
-    case dnnl_cpu_isa_sse41: return "sse41";
-    case dnnl_cpu_isa_avx: return "avx";
-    case dnnl_cpu_isa_avx2: return "avx2";
-    case dnnl_cpu_isa_avx2_vnni: return "avx2_vnni";
-    case dnnl_cpu_isa_avx512_core: return "avx512_core";
-    case dnnl_cpu_isa_avx512_core_vnni: return "avx512_core_vnni";
-    case dnnl_cpu_isa_avx512_core_bf16: return "avx512_core_bf16";
-    case dnnl_cpu_isa_avx512_core_amx: return "avx512_core_amx";
-    default: return "other";
+    case dnnl_cpu_isa_sse41:
+      return "sse41";
+    case dnnl_cpu_isa_avx:
+      return "avx";
+    case dnnl_cpu_isa_avx2:
+      return "avx2";
+    case dnnl_cpu_isa_avx2_vnni:
+      return "avx2_vnni";
+    case dnnl_cpu_isa_avx512_core:
+      return "avx512_core";
+    case dnnl_cpu_isa_avx512_core_vnni:
+      return "avx512_core_vnni";
+    case dnnl_cpu_isa_avx512_core_bf16:
+      return "avx512_core_bf16";
+    case dnnl_cpu_isa_avx512_core_amx:
+      return "avx512_core_amx";
+    default:
+      return "other";
   }
 }
 
@@ -168,10 +177,10 @@ void LinearEngine::Impl::add_bucket(Shape& shape, int64_t m, int64_t rows, int64
     scratch = allocate(needed, "oneDNN's scratchpad");
     scratch_size = needed;
   }
-  shape.buckets.emplace(
-      m, Bucket{Product(product), dnnl::memory(src, engine, DNNL_MEMORY_NONE),
-                dnnl::memory(dst, engine, DNNL_MEMORY_NONE),
-                dnnl::memory(product.scratchpad_desc(), engine, DNNL_MEMORY_NONE)});
+  shape.buckets.emplace(m,
+                        Bucket{Product(product), dnnl::memory(src, engine, DNNL_MEMORY_NONE),
+                               dnnl::memory(dst, engine, DNNL_MEMORY_NONE),
+                               dnnl::memory(product.scratchpad_desc(), engine, DNNL_MEMORY_NONE)});
 }
 
 Shape& LinearEngine::Impl::shape_for(int64_t rows, int64_t cols) {

@@ -18,14 +18,14 @@ inline constexpr int kMaxHeadSize = 256;
 
 // One thread's working memory for attention.
 struct alignas(64) AttentionScratch {
-  float k[kTile * kMaxHeadSize];        // [token, head_size]
-  float v[kTile * kMaxHeadSize];        // [token, head_size]
+  float k[kTile * kMaxHeadSize];  // [token, head_size]
+  float v[kTile * kMaxHeadSize];  // [token, head_size]
   float k_scale[kTile];
   float v_scale[kTile];
-  float query[kQueries * kMaxHeadSize]; // scaled by 1/sqrt(head_size)
-  float sum[kQueries * kMaxHeadSize];   // of probability * value
-  float top[kQueries];                  // largest score so far
-  float weight[kQueries];               // sum of probabilities
+  float query[kQueries * kMaxHeadSize];  // scaled by 1/sqrt(head_size)
+  float sum[kQueries * kMaxHeadSize];    // of probability * value
+  float top[kQueries];                   // largest score so far
+  float weight[kQueries];                // sum of probabilities
 };
 
 // Rows [row_begin, row_end) of one chunk, one KV head, query heads [group_begin, group_end) of it.

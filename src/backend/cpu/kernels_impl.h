@@ -41,13 +41,11 @@ DROVER_INLINE Vec magnitude(Vec v) { return floats(bits(v) & 0x7fffffffu); }
 
 DROVER_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #if DROVER_KERNELS == 512
-  return reinterpret_cast<Vec>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a),
-                                               reinterpret_cast<__m512>(b),
-                                               reinterpret_cast<__m512>(c)));
+  return reinterpret_cast<Vec>(_mm512_fmadd_ps(
+      reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
 #elif DROVER_KERNELS == 256
-  return reinterpret_cast<Vec>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a),
-                                               reinterpret_cast<__m256>(b),
-                                               reinterpret_cast<__m256>(c)));
+  return reinterpret_cast<Vec>(_mm256_fmadd_ps(
+      reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
 #else
   return a * b + c;
 #endif
@@ -154,8 +152,7 @@ void to_bf16(const float* x, uint16_t* out, int64_t n) {
 
 void round_to_bf16(const float* x, float* out, int64_t n) {
   int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth)
-    store(out + i, floats(bf16_bits(load(x + i)) & 0xffff0000u));
+  for (; i + kWidth <= n; i += kWidth) store(out + i, floats(bf16_bits(load(x + i)) & 0xffff0000u));
   for (; i < n; ++i) out[i] = __builtin_bit_cast(float, bf16_bits(x[i]) & 0xffff0000u);
 }
 
@@ -221,8 +218,8 @@ int64_t argmax(const float* x, int64_t n) {
 DROVER_INLINE Vec decode(const float* p) { return load(p); }
 
 DROVER_INLINE Vec decode(const uint16_t* p) {
-  return floats(
-      __builtin_convertvector(HalfVec(*reinterpret_cast<const HalfLoad*>(p)), BitVec) << 16);
+  return floats(__builtin_convertvector(HalfVec(*reinterpret_cast<const HalfLoad*>(p)), BitVec)
+                << 16);
 }
 
 // e4m3 put into IEEE half's fields (sign, then the magnitude one bit lower) is the same number
@@ -258,8 +255,8 @@ template <int kStep, int... kLane>
 DROVER_INLINE Vec pair_sum(Vec a, Vec b, Lanes<kLane...>) {
   const Vec x = __builtin_shufflevector(
       a, b, ((kLane & kStep) ? kWidth + (kLane & ~kStep) : (kLane & ~kStep))...);
-  const Vec y = __builtin_shufflevector(
-      a, b, ((kLane & kStep) ? kWidth + kLane : kLane + kStep)...);
+  const Vec y =
+      __builtin_shufflevector(a, b, ((kLane & kStep) ? kWidth + kLane : kLane + kStep)...);
   return x + y;
 }
 
@@ -389,8 +386,8 @@ void attention_of(const AttentionTask& task, AttentionScratch& s) {
   const Vec scale = splat(1.0f / __builtin_sqrtf(static_cast<float>(kHeadSize)));
   for (int row = task.row_begin, n = 0; row < task.row_end; ++row)
     for (int g = 0; g < span; ++g, ++n) {
-      const float* q = static_cast<const float*>(a.qkv) + row * row_size +
-                       (first_head + g) * kHeadSize;
+      const float* q =
+          static_cast<const float*>(a.qkv) + row * row_size + (first_head + g) * kHeadSize;
       for (int i = 0; i < kHeadSize; i += kWidth) {
         store(s.query + n * kHeadSize + i, load(q + i) * scale);
         store(s.sum + n * kHeadSize + i, Vec{});
@@ -430,12 +427,18 @@ void attention_of(const AttentionTask& task, AttentionScratch& s) {
 
 void attention(const AttentionTask& task, AttentionScratch& scratch) {
   switch (task.args->shape.head_size) {
-    case 16: return attention_of<16>(task, scratch);
-    case 32: return attention_of<32>(task, scratch);
-    case 64: return attention_of<64>(task, scratch);
-    case 128: return attention_of<128>(task, scratch);
-    case 256: return attention_of<256>(task, scratch);
-    default: __builtin_unreachable();  // the backend checked
+    case 16:
+      return attention_of<16>(task, scratch);
+    case 32:
+      return attention_of<32>(task, scratch);
+    case 64:
+      return attention_of<64>(task, scratch);
+    case 128:
+      return attention_of<128>(task, scratch);
+    case 256:
+      return attention_of<256>(task, scratch);
+    default:
+      __builtin_unreachable();  // the backend checked
   }
 }
 

@@ -7,9 +7,12 @@ namespace {
 
 size_t value_bytes(KvFormat format) {
   switch (format) {
-    case KvFormat::kF32: return 4;
-    case KvFormat::kBf16: return 2;
-    default: return 1;
+    case KvFormat::kF32:
+      return 4;
+    case KvFormat::kBf16:
+      return 2;
+    default:
+      return 1;
   }
 }
 

@@ -50,13 +50,14 @@ class Dataset:
     def __init__(self, path):
         try:
             with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != "drover-dataset":
+                root = hdf5.attributes(file)
+                if root.get("format") != "drover-dataset":
                     raise DataError(f"{path} is not a drover dataset")
-                if int(file.attrs["format_version"]) != hdf5.VERSION:
-                    raise DataError(f"{path} has format version {file.attrs['format_version']}; "
+                if int(root["format_version"]) != hdf5.VERSION:
+                    raise DataError(f"{path} has format version {root['format_version']}; "
                                     f"{hdf5.VERSION} was expected")
-                self.name, self.vocab = file.attrs["name"], int(file.attrs["vocab"])
-                self.tokenizer_sha256 = file["tokenizer"].attrs["sha256"]
+                self.name, self.vocab = root["name"], int(root["vocab"])
+                self.tokenizer_sha256 = hdf5.attributes(file["tokenizer"])["sha256"]
                 self.inputs = self._lists(file, "input_ids", "input_offsets", path)
                 self.output_lengths = self._read(file, "output_lengths", path)
                 self.references = self._texts(file, "reference", path)

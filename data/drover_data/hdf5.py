@@ -21,14 +21,22 @@ def crc32c(array):
 
 
 def set_attributes(target, values):
-    """Integers become int64, lists of integers int64 arrays, text variable-length UTF-8."""
+    """Integers become int64, lists of integers int64 arrays, text fixed-length UTF-8."""
     for name, value in values.items():
         if isinstance(value, str):
-            target.attrs[name] = value
+            # Variable-length strings live in a heap that HDF5 trusts too much in a damaged file.
+            size = max(1, len(value.encode("utf-8")))
+            target.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", size))
         elif isinstance(value, float):
             target.attrs.create(name, value, dtype="<f8")
         else:
             target.attrs.create(name, np.asarray(value, dtype="<i8"))
+
+
+def attributes(target):
+    """All attributes, text as str."""
+    return {name: value.decode("utf-8") if isinstance(value, bytes) else value
+            for name, value in target.attrs.items()}
 
 
 def make_dataset(group, name, shape, dtype, chunk=None):

@@ -138,11 +138,11 @@ class StoredTokenizer:
                         raise DataError(f"{path}: /tokenizer/{name} does not match its checksum")
                 blob, offsets = group["pieces"][...].tobytes(), group["offsets"][...].tolist()
                 pieces = [blob[a:b] for a, b in zip(offsets, offsets[1:])]
-                strip = bool(group.attrs["strip_leading_space"])
+                strip = bool(hdf5.attributes(group)["strip_leading_space"])
                 table = DecodingTable(pieces, group["special"][...], strip)
                 return cls(group["tokenizer_json"][...].tobytes().decode("utf-8"),
                            group["chat_template"][...].tobytes().decode("utf-8"),
-                           table=table, sha256=group.attrs["sha256"])
+                           table=table, sha256=hdf5.attributes(group)["sha256"])
         except FileNotFoundError as error:
             raise DataError(f"{path} is not there") from error
         except (KeyError, OSError) as error:
@@ -188,7 +188,7 @@ class Prompter:
         with h5py.File(path, "r") as file:
             if "architecture" not in file:
                 raise DataError(f"{path} is a dataset; name the model store instead")
-            attributes = file["architecture"].attrs
+            attributes = hdf5.attributes(file["architecture"])
             return cls(stored, int(attributes["bos_id"]), attributes["eos_ids"].tolist())
 
     def prompt(self, question, system=""):

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "base/error.h"
 #include "store/store.h"
@@ -20,6 +21,8 @@ bool same_time(fs::file_time_type a, fs::file_time_type b) {
   return apart < std::chrono::seconds(1);
 }
 
+constexpr std::chrono::minutes kLongestCopy{30};
+
 // Held by the process that copies. The file stays: removing it would let two copy at once.
 class HostLock {
  public:
@@ -28,7 +31,12 @@ class HostLock {
     DROVER_CHECK(fd_ >= 0, ExitCode::kEnvironment, "cannot open {}: {}", file,
                  std::strerror(errno));
     // A file system without locks: all copy, each under a temporary name of its own.
-    while (::flock(fd_, LOCK_EX) != 0 && errno == EINTR) continue;
+    const auto deadline = std::chrono::steady_clock::now() + kLongestCopy;
+    while (::flock(fd_, LOCK_EX | LOCK_NB) != 0 && (errno == EINTR || errno == EWOULDBLOCK)) {
+      DROVER_CHECK(std::chrono::steady_clock::now() < deadline, ExitCode::kEnvironment,
+                   "{} is held by another process for half an hour: is a copy stuck?", file);
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
   }
   ~HostLock() { ::close(fd_); }
   HostLock(const HostLock&) = delete;

@@ -10,15 +10,21 @@ def bits_to_float(bits, kind):
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
+def attributes(target):
+    """Text comes as fixed-length bytes."""
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in target.attrs.items()}
+
+
 def weights_of(file, name):
     """A tensor's weights in float64, columns in the order of the input features."""
     group = file["tensors"][name]
-    kind, rows, cols = group.attrs["kind"], int(group.attrs["rows"]), int(group.attrs["cols"])
+    a = attributes(group)
+    kind, rows, cols = a["kind"], int(a["rows"]), int(a["cols"])
     if kind == "f32":
         return group["values"][...].astype(np.float64)
     if kind in ("f16", "bf16"):
         return bits_to_float(group["values"][...], kind)
-    size, zero = int(group.attrs["group_size"]), group.attrs["zero_kind"]
+    size, zero = int(a["group_size"]), a["zero_kind"]
     at, of = np.arange(cols), np.arange(cols) // size  # each column and its group
     out = group["codes"][...]
     if kind == "int4":
@@ -28,9 +34,9 @@ def weights_of(file, name):
         out -= 8
     elif zero == "zero_points":
         out -= group["zeros"][...][:, of]
-    out *= bits_to_float(group["scales"][...], group.attrs["scale_type"])[:, of]
+    out *= bits_to_float(group["scales"][...], a["scale_type"])[:, of]
     if zero == "minimums":
-        out += bits_to_float(group["minimums"][...], group.attrs["scale_type"])[:, of]
+        out += bits_to_float(group["minimums"][...], a["scale_type"])[:, of]
     if "permutation" in group:
         sorted_out, order = out, group["permutation"][0]
         out = np.empty_like(out)

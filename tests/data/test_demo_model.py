@@ -25,7 +25,7 @@ def rotate_halves(x, base):
 
 def last_logits(file, ids):
     """Logits behind a whole prompt, in float64, from the store alone."""
-    a = file["architecture"].attrs
+    a = stores.attributes(file["architecture"])
     heads, kv_heads, size = int(a["heads"]), int(a["kv_heads"]), int(a["head_size"])
 
     def weights(name):
@@ -61,7 +61,7 @@ def test_store_gives_the_goldens_logits():
     with open(f"{GOLDENS}.json", encoding="utf-8") as file:
         golden = json.load(file)
     with h5py.File(STORE, "r") as file, h5py.File(f"{GOLDENS}.h5", "r") as all_goldens:
-        source = json.loads(file["provenance"].attrs["source_files"])[0]
+        source = json.loads(stores.attributes(file["provenance"])["source_files"])[0]
         assert source["sha256"] == golden["gguf_sha256"]
         logits = last_logits(file, golden["prompts"][3])
         np.testing.assert_allclose(logits[::8], all_goldens["last_logits"][3], rtol=0, atol=2e-3)

@@ -35,7 +35,7 @@ def test_gptq_groups(tmp_path, tokenizer_json, group, symmetric):
     hf_source.import_hf(folder, out)
     check(out, truth)
     with h5py.File(out, "r") as file:
-        q = file["tensors/layers.0.q"].attrs
+        q = stores.attributes(file["tensors/layers.0.q"])
         assert q["zero_kind"] == ("symmetric" if symmetric else "zero_points")
         assert q["group_size"] == (128 if group == -1 else group)
         assert "permutation" not in file["tensors/layers.0.q"]
@@ -50,7 +50,7 @@ def test_gptq_act_order_and_zero_conventions(tmp_path, tokenizer_json, symmetric
     hf_source.import_hf(folder, out)
     check(out, truth)
     with h5py.File(out, "r") as file:
-        assert "act-order" in file["provenance"].attrs["quantization"]
+        assert "act-order" in stores.attributes(file["provenance"])["quantization"]
         order = file["tensors/layers.1.down/permutation"][...]
         assert order.shape == (1, 256) and sorted(order[0]) == list(range(256))
 
@@ -99,12 +99,12 @@ def test_unquantized(tmp_path, tokenizer_json, dtype):
     hf_source.import_hf(folder, out)
     check(out, truth)
     with h5py.File(out, "r") as file:
-        a = file["architecture"].attrs
+        a = stores.attributes(file["architecture"])
         assert list(a["eos_ids"]) == [1, 7] and a["tied_embeddings"] == 1
         assert (a["rope_scaling"], a["rope_factor"], a["rope_base"]) == ("llama3", 8.0, 500000.0)
         assert a["rope_original_max_positions"] == 32 and a["rope_high_freq_factor"] == 4.0
         assert file["tokenizer/chat_template"][...].tobytes() == b"{{ bos_token }}x"
-        assert file["tensors/embed"].attrs["kind"] == dtype.lower()
+        assert stores.attributes(file["tensors/embed"])["kind"] == dtype.lower()
 
 
 def as_bf16(weights):

@@ -72,7 +72,7 @@ class H5File {
     put(path, name, H5T_NATIVE_INT64, H5Screate_simple(1, &count, nullptr), values.data());
   }
   void attribute(const std::string& path, const char* name, const std::string& value,
-                 bool variable = true) {
+                 bool variable = false) {
     const hid_t type = H5Tcopy(H5T_C_S1);
     H5Tset_cset(type, H5T_CSET_UTF8);
     H5Tset_size(type, variable ? H5T_VARIABLE : std::max<size_t>(1, value.size()));

@@ -80,6 +80,33 @@ std::vector<OptionRow> generate_options() {
       engine_options());
 }
 
+std::vector<OptionRow> bench_step_options() {
+  return join(
+      {
+          {"prompt-tokens", "128", "random tokens of each prompt"},
+          {"new-tokens", "64", "answer of each sequence, hidden from the scheduler"},
+          {"batches", "1,8,64", "sequences at once (over all replicas), with commas"},
+          {"repeat", "3", "repetitions; the median is told"},
+          {"json", "", "write all figures to this file"},
+          {"floor-prompt", "0", "prompt tokens/s below which a batch makes the exit status 5"},
+          {"floor-decode", "0", "decode tokens/s below which a batch makes the exit status 5"},
+      },
+      engine_options());
+}
+
+std::vector<OptionRow> bench_comm_options() {
+  return {
+      {"tp", "0", "tensor-parallel slots of a stage (0: what is left)"},
+      {"pp", "1", "pipeline stages (0: what is left)"},
+      {"dp", "1", "replicas (0: what is left)"},
+      {"over", "tensor", "communicator to measure: tensor or pipeline"},
+      {"sizes", "64,2304,18432,147456,589824,4194304", "bytes of each rank's buffer, with commas"},
+      {"seconds", "0.5", "longest time of one measurement"},
+      {"json", "", "write all figures to this file"},
+      {"help", "no", "print this"},
+  };
+}
+
 std::vector<OptionRow> logits_options() {
   return join(
       {

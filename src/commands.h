@@ -9,6 +9,7 @@ namespace drover {
 int run_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);
 int logits_command(const std::vector<std::string>& arguments);
+int bench_command(const std::vector<std::string>& arguments);
 int inspect_command(const std::vector<std::string>& arguments);
 
 }  // namespace drover

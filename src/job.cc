@@ -33,6 +33,7 @@ class Rank {
   ExitCode run() {
     start();
     load();
+    if (parts_.measure) measure();
     const ExitCode code = serve();
     if (options_.flag("report-memory")) report_memory();
     // Everybody leaves with rank 0's verdict.
@@ -142,10 +143,10 @@ class Rank {
     const std::string type = options_.text("activations");
     DROVER_CHECK(type == "bf16" || type == "f32", ExitCode::kUsage,
                  "--activations {}: expected bf16 or f32", type);
-    int threads = static_cast<int>(options_.integer("threads", 0, 4096));
-    if (threads == 0) threads = std::max(1, usable_cores() / world_.local_size());
+    threads_ = static_cast<int>(options_.integer("threads", 0, 4096));
+    if (threads_ == 0) threads_ = std::max(1, usable_cores() / world_.local_size());
     backend_ = make_cpu_backend({.linear_type = type == "f32" ? Dtype::kF32 : Dtype::kBf16,
-                                 .threads = threads});
+                                 .threads = threads_});
   }
 
   void make_comms() {
@@ -198,6 +199,12 @@ class Rank {
                  "this rank); raise --kv-memory to {} at least",
                  pages, limits_.page_tokens, page, 2 * page);
     limits_.pages = kv_.pages = static_cast<int32_t>(pages);
+  }
+
+  void measure() {
+    progress_.enter("measuring the machine", 120);
+    RankParts mine{world_, interrupt_, *backend_, *all_, threads_, decoder_->step_weight_bytes()};
+    parts_.measure(mine);
   }
 
   size_t kv_bytes() const {
@@ -272,6 +279,7 @@ class Rank {
   Progress& progress_;
   Grid grid_;
   Shard shard_;
+  int threads_ = 1;
   ReplicaLimits limits_;
   KvShape kv_;
   std::unique_ptr<WeightSource> source_;
@@ -297,7 +305,8 @@ void tell(const World& world, const Interrupt& interrupt, bool own) {
 
 }  // namespace
 
-int run_job(const Options& options, const JobParts& parts) {
+int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body,
+              const std::function<void()>& release) {
   install_signal_handlers();
   World world;
   Interrupt interrupt;
@@ -305,9 +314,8 @@ int run_job(const Options& options, const JobParts& parts) {
   auto watchdog = world.make_watchdog(interrupt, progress);
   auto code = ExitCode::kOk;
   bool own = false;
-  auto rank = std::make_unique<Rank>(options, parts, world, interrupt, progress);
   try {
-    code = rank->run();
+    code = body(world, interrupt, progress);
   } catch (const Error& e) {
     own = interrupt.raise(e.code(), fmt::format("rank {} ({}): {}", world.rank(),
                                                 progress.phase.load(), e.what()));
@@ -325,9 +333,19 @@ int run_job(const Options& options, const JobParts& parts) {
   const bool together = watchdog->leave(lost ? 0.5 : 5.0);
   log::flush();
   if (!together) std::_Exit(static_cast<int>(code));  // MPI_Finalize would wait for the lost peer
-  rank.reset();
+  release();
   watchdog.reset();
   return static_cast<int>(code);
+}
+
+int run_job(const Options& options, const JobParts& parts) {
+  std::unique_ptr<Rank> rank;
+  return run_ranks(
+      [&](World& world, Interrupt& interrupt, Progress& progress) {
+        rank = std::make_unique<Rank>(options, parts, world, interrupt, progress);
+        return rank->run();
+      },
+      [&] { rank.reset(); });
 }
 
 Json versions() {

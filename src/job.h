@@ -4,6 +4,7 @@
 #include <functional>
 #include <string>
 
+#include "backend/backend.h"
 #include "base/interrupt.h"
 #include "base/json.h"
 #include "base/options.h"
@@ -31,16 +32,33 @@ struct Job {
   Json versions;
 };
 
+// What each rank may use for measurements of its own, between loading and serving.
+struct RankParts {
+  World& world;
+  const Interrupt& interrupt;
+  Backend& backend;
+  Comm& all;                     // every rank
+  int threads = 1;               // of this rank
+  size_t step_weight_bytes = 0;  // what each step reads of the weights on this rank
+};
+
 struct JobParts {
   std::string log_dir;               // a log file for each rank; empty: none
   QueueOrder order = QueueOrder::kArrival;
   std::function<void()> prepare;     // rank 0, before anything expensive; may be null
+  std::function<void(RankParts&)> measure;  // every rank, once all have loaded; may be null
   std::function<ExitCode(Job&)> body;  // rank 0, on the main thread
 };
 
 // Runs the job on all ranks and returns the exit code, the same on each.
 // Rank 0 prints the first cause of a failure; every rank logs it.
 int run_job(const Options& options, const JobParts& parts);
+
+// The frame of run_job: MPI, watchdog, one exit code and first cause for all ranks. `release` frees
+// what `body` made with communicators; it is called once all ranks have left the body (unless MPI
+// cannot be finalized any more).
+int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body,
+              const std::function<void()>& release);
 
 Json versions();  // drover, build, MPI, HDF5, LoadGen, oneDNN
 

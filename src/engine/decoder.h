@@ -47,6 +47,10 @@ class Decoder {
   const Shard& shard() const { return shard_; }
   const Architecture& architecture() const { return arch_; }
   size_t weight_bytes() const { return weight_bytes_; }
+  // Of these, what every step reads whole (of the embedding table it reads a row per token).
+  size_t step_weight_bytes() const {
+    return weight_bytes_ - (embedding_ == nullptr ? 0 : embedding_->bytes);
+  }
   int64_t logit_rows() const { return logit_rows_; }
 
  private:

@@ -107,6 +107,7 @@ struct Leader::Impl {
   }
 
   void deliver(StepResult& result) {
+    if (events.step) events.step(result);
     for (const auto& t : result.first) {
       if (events.first_token) events.first_token(t);
     }

@@ -17,6 +17,7 @@ struct LeaderEvents {
   std::function<void(const StreamedToken&)> streamed;
   std::function<void(Finished&&)> finished;
   std::function<void(LogitsBlock&&)> logits;
+  std::function<void(const StepResult&)> step;  // every step's result, before its other events
 };
 
 class RequestSink {

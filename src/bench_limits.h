@@ -1,0 +1,25 @@
+// What the machine gives the ranks of this run, measured by all of them at once: the limits that
+// `drover bench` holds its rates against.
+#pragma once
+
+#include "job.h"
+
+namespace drover {
+
+struct Limits {
+  double read_bytes_per_s = 0;     // all threads of all ranks, each reading its part of a buffer
+  double linear_flops_per_s = 0;   // the backend's linear, kLinearSize cubed on each rank
+  uint64_t read_buffer_bytes = 0;  // of one rank
+  uint64_t l3_bytes = 0;           // 0: not told by the system
+  uint64_t step_weight_bytes = 0;  // of all ranks (every replica has all of a model)
+  int threads = 0;                 // of all ranks
+};
+
+constexpr int64_t kLinearSize = 2048;
+
+// Collective; every rank gets the same.
+Limits measure_limits(RankParts& parts);
+
+Json to_json(const Limits& limits);
+
+}  // namespace drover

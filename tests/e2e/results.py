@@ -53,12 +53,15 @@ class Run:
         return [file.read_text() for file in sorted((self.folder / "logs").glob("rank-*.log"))]
 
     def work_of_ranks(self):
-        """Steps, rows and sequences of each rank, from its own log."""
+        """Steps, rows, sequences and seconds of each rank, from its own log."""
         work = []
         for text in self.rank_logs():
-            found = re.search(r"worked: (\d+) steps, (\d+) rows, (\d+) sequences", text)
+            found = re.search(r"worked: (\d+) steps, (\d+) rows, (\d+) sequences, (\S+) s in steps",
+                              text)
             assert found, f"the log does not tell the rank's work:\n{text}"
-            work.append(dict(zip(("steps", "rows", "sequences"), map(int, found.groups()))))
+            steps, rows, sequences, seconds = found.groups()
+            work.append({"steps": int(steps), "rows": int(rows), "sequences": int(sequences),
+                         "seconds": float(seconds)})
         return work
 
 

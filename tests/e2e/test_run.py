@@ -130,7 +130,8 @@ def test_each_rank_has_a_log(demo):
         assert "shard: layers " + ("0-15" if rank == 0 else "15-30") in text
     first, second = demo.work_of_ranks()
     # Both stages ran every row: the two passes' and the warm-up's.
-    assert first == second
+    for what in ("steps", "rows", "sequences"):
+        assert first[what] == second[what]
     passes = demo.result["passes"].values()
     assert first["rows"] >= sum(p["scheduler"]["prefill_rows"] + p["scheduler"]["decode_rows"]
                                 for p in passes)

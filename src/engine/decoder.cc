@@ -9,8 +9,8 @@ namespace drover {
 Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend, const ShardComms& comms,
                  KvCache& cache, int64_t max_rows, int64_t logit_rows, Progress& progress)
     : arch_(source.architecture()), shard_(shard), backend_(backend), comms_(comms), cache_(cache),
-      max_rows_(max_rows), logit_rows_(logit_rows) {
-  load(source, progress);
+      progress_(progress), max_rows_(max_rows), logit_rows_(logit_rows) {
+  load(source);
 
   const size_t element = dtype_bytes(backend.activation_dtype());
   const auto rows = static_cast<size_t>(backend.padded_rows(max_rows));
@@ -46,7 +46,7 @@ Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend, con
   }
 }
 
-void Decoder::load(WeightSource& source, Progress& progress) {
+void Decoder::load(WeightSource& source) {
   const auto inverse = arch_.inverse_frequencies();
   inverse_frequencies_ = DeviceArray<float>(backend_, inverse.size(), "rotary frequencies");
   inverse_frequencies_.upload(inverse);
@@ -57,18 +57,18 @@ void Decoder::load(WeightSource& source, Progress& progress) {
   if (shard_.first()) {
     embedding_ = backend_.load_embedding(source.read("embed", shard_.vocab, columns));
     weight_bytes_ += embedding_->bytes;
-    progress.tick();
+    progress_.tick();
   }
   for (int64_t i = shard_.layers.begin; i < shard_.layers.end; ++i) {
     layers_.push_back(load_layer(source, i));
-    progress.tick();
+    progress_.tick();
   }
   if (shard_.last()) {
     final_norm_ = load_vector(source.read("final_norm", {0, 1}, columns));
     const WeightTensor table =
         source.read(arch_.tied_embeddings ? "embed" : "output", shard_.vocab, columns);
     output_ = load({&table, 1});
-    progress.tick();
+    progress_.tick();
   }
 }
 
@@ -142,6 +142,7 @@ void Decoder::forward(const StepRows& step, const int32_t* tokens, int64_t max_t
     mlp_block(w, n);  // normed_ -> delta_
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
     delta = delta_.data();
+    progress_.tick();  // a step alone may take long, a layer may not
   }
 
   // The residual stream leaves the stage whole.

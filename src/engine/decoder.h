@@ -28,8 +28,9 @@ struct DecoderLayer {
 
 class Decoder {
  public:
-  // Reads this shard's weights (progress.tick() after each layer) and allocates every buffer:
-  // nothing is allocated in a step. max_rows: of a step; logit_rows: of one block of logits.
+  // Reads this shard's weights and allocates every buffer: nothing is allocated in a step.
+  // max_rows: of a step; logit_rows: of one block of logits. `progress` gets a tick after each layer,
+  // loaded or run, and must outlive the decoder.
   Decoder(WeightSource& source, const Shard& shard, Backend& backend, const ShardComms& comms,
           KvCache& cache, int64_t max_rows, int64_t logit_rows, Progress& progress);
 
@@ -54,7 +55,7 @@ class Decoder {
   int64_t logit_rows() const { return logit_rows_; }
 
  private:
-  void load(WeightSource& source, Progress& progress);
+  void load(WeightSource& source);
   DecoderLayer load_layer(WeightSource& source, int64_t layer);
   DeviceArray<float> load_vector(const WeightTensor& w);
   DeviceArray<int32_t> load_index(const std::vector<int32_t>& permutation);
@@ -70,6 +71,7 @@ class Decoder {
   Backend& backend_;
   ShardComms comms_;
   KvCache& cache_;
+  Progress& progress_;
   int64_t max_rows_, logit_rows_;
   size_t weight_bytes_ = 0;
 

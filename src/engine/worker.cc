@@ -42,12 +42,14 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
 }
 
 void Worker::run() {
+  // Every layer ticks: one that takes an eighth of the longest step is a hang (by default 7 s).
+  const int patience = std::max(1, static_cast<int>(limits_.step_seconds / 8));
   uint64_t steps = 0, rows = 0, admitted = 0;
   double seconds = 0;
   for (;;) {
     const StepPlan plan = receive_plan();
     if (plan.stop) break;
-    progress_.enter("step", 30);
+    progress_.enter("step", patience);
     const auto begin = Clock::now();
     StepResult result;
     result.step = plan.step;
@@ -181,6 +183,10 @@ void Worker::sample(const StepRows& rows, StepResult& result) {
     for (size_t i = 0; i < count; ++i) {
       const auto& w = wanted[begin + i];
       if (!w.sampled) continue;
+      DROVER_CHECK(host_ids_[i] >= 0, ExitCode::kBadInput,
+                   "sequence {}, position {}: no logit is a number: the model's weights hold NaN or "
+                   "infinities, or overflow; import the model again, or try --activations f32",
+                   slots_.slot(w.slot).id, w.position);
       ids.push_back(host_ids_[i]);
       slot.push_back(w.slot);
       position.push_back(w.position);

@@ -19,7 +19,7 @@ struct WorkerLimits {
   int32_t step_tokens = 512;   // rows of a step at most
   int32_t page_tokens = 16;
   int32_t pages = 0;
-  double step_seconds = 60;    // longest wait for a peer within a step
+  double step_seconds = 60;    // longest step; an eighth of it without progress is a hang
 };
 
 class Worker {

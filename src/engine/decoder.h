@@ -29,8 +29,8 @@ struct DecoderLayer {
 class Decoder {
  public:
   // Reads this shard's weights and allocates every buffer: nothing is allocated in a step.
-  // max_rows: of a step; logit_rows: of one block of logits. `progress` gets a tick after each layer,
-  // loaded or run, and must outlive the decoder.
+  // max_rows: of a step; logit_rows: of one block of logits. `progress` gets a tick after each
+  // layer, loaded or run, and must outlive the decoder.
   Decoder(WeightSource& source, const Shard& shard, Backend& backend, const ShardComms& comms,
           KvCache& cache, int64_t max_rows, int64_t logit_rows, Progress& progress);
 

@@ -184,8 +184,8 @@ void Worker::sample(const StepRows& rows, StepResult& result) {
       const auto& w = wanted[begin + i];
       if (!w.sampled) continue;
       DROVER_CHECK(host_ids_[i] >= 0, ExitCode::kBadInput,
-                   "sequence {}, position {}: no logit is a number: the model's weights hold NaN or "
-                   "infinities, or overflow; import the model again, or try --activations f32",
+                   "sequence {}, position {}: no logit is a number: the model's weights hold NaN "
+                   "or infinities, or overflow; import the model again",
                    slots_.slot(w.slot).id, w.position);
       ids.push_back(host_ids_[i]);
       slot.push_back(w.slot);

@@ -53,6 +53,19 @@ std::string departures_from(const mlperf::TestSettings& used, const mlperf::Test
   return out;
 }
 
+// A benchmark's limits are mlperf.conf's, and the interactive ones go by a name of their own.
+void check_limits_apply(const ServeOptions& o) {
+  DROVER_CHECK(o.ttft_limit_ms <= 0 && o.tpot_limit_ms <= 0, ExitCode::kUsage,
+               "--ttft-ms {} and --tpot-ms {}: {} has limits of MLPerf's; set others in user.conf, "
+               "or add --demo",
+               o.ttft_limit_ms, o.tpot_limit_ms, o.model_name);
+  DROVER_CHECK(o.scenario != Scenario::kInteractive || o.model_name.ends_with("-interactive"),
+               ExitCode::kUsage,
+               "--scenario interactive with --benchmark {}: that name has Server's limits; use "
+               "--benchmark {}-interactive",
+               o.model_name, o.model_name);
+}
+
 size_t expected_queries(const mlperf::TestSettings& s, Scenario scenario, size_t samples) {
   double by_time = 0;
   const double seconds = static_cast<double>(s.min_duration_ms) / 1e3;
@@ -118,6 +131,7 @@ LoadgenPlan make_loadgen_plan(const ServeOptions& options, const std::string& us
   const std::string scenario = loadgen_scenario(options.scenario);
   const mlperf::TestSettings rule = mlperf_conf(options.model_name, options.scenario);
   plan.known_benchmark = rule.use_token_latencies;
+  if (plan.known_benchmark && !options.demo) check_limits_apply(options);
   mlperf::TestSettings& s = plan.settings;
   const int rc = s.FromConfig(user_conf_file, options.model_name, scenario);
   DROVER_CHECK(rc == 0, ExitCode::kBadInput,

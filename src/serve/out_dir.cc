@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// All that a run writes here; nothing else in the folder is ever touched.
+// All that a run writes here but the ranks' logs; nothing else in the folder is ever touched.
 constexpr const char* kResults[] = {"result.json", "environment.json", "user.conf", "performance",
                                     "accuracy"};
 
@@ -51,6 +51,21 @@ void check_writable(const std::string& dir) {
                "{}: cannot be written to: {}; choose another --out folder", dir, strerror(why));
 }
 
+// A smaller grid would not replace those of its higher ranks.
+void remove_rank_logs(const std::string& dir) {
+  std::error_code ec;
+  std::vector<fs::path> old;
+  for (const auto& entry : fs::directory_iterator(dir, ec)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("rank-") && name.ends_with(".log")) old.push_back(entry.path());
+  }
+  for (const auto& file : old) {
+    fs::remove(file, ec);
+    DROVER_CHECK(!ec, ExitCode::kEnvironment, "{}: cannot be removed: {}", file.string(),
+                 ec.message());
+  }
+}
+
 }  // namespace
 
 void prepare_out_dir(const ServeOptions& options) {
@@ -71,6 +86,7 @@ void prepare_out_dir(const ServeOptions& options) {
     DROVER_CHECK(!ec, ExitCode::kEnvironment, "{}: cannot be removed: {}", path.string(),
                  ec.message());
   }
+  if (options.force) remove_rank_logs(options.out_dir + "/logs");
   check_writable(options.out_dir);
 }
 

@@ -96,6 +96,20 @@ TEST(Settings, TheBenchmarksOwnAreLeftAlone) {
             }), 0);
 }
 
+TEST(Settings, InteractiveNeedsTheNameThatHasItsLimits) {
+  TempDir dir;
+  ServeOptions o = good_options(dir);
+  const auto code = [&] { return plan_in_child(o, dir, [](const LoadgenPlan&) { return true; }); };
+  o.model_name = "llama2-70b";
+  o.scenario = Scenario::kInteractive;
+  o.target_qps = 1;
+  EXPECT_EQ(code(), static_cast<int>(ExitCode::kUsage));
+  o.model_name = "llama2-70b-interactive";
+  EXPECT_EQ(code(), 0);
+  o.ttft_limit_ms = 1000;  // a benchmark's limits are not an option's to change
+  EXPECT_EQ(code(), static_cast<int>(ExitCode::kUsage));
+}
+
 TEST(Settings, LooserLimitsThanMlperfsAreNamed) {
   TempDir dir;
   ServeOptions o = good_options(dir);

@@ -24,6 +24,9 @@ void Slots::apply(const StepPlan& plan) {
   for (const auto& a : plan.admitted) {
     DROVER_CHECK(a.slot >= 0 && a.slot < size() && !slots_[static_cast<size_t>(a.slot)].live,
                  ExitCode::kInternal, "bad plan: admission to slot {}, which is taken", a.slot);
+    DROVER_CHECK(a.group == plan.group, ExitCode::kInternal,
+                 "bad plan: slot {} of group {} is admitted in a plan of group {}", a.slot, a.group,
+                 plan.group);
     const auto prompt = static_cast<int32_t>(a.prompt.size());
     DROVER_CHECK(prompt > 0 && prompt + a.max_new_tokens <= max_positions_, ExitCode::kInternal,
                  "bad plan: {} + {} tokens in a slot of {}", prompt, a.max_new_tokens,
@@ -67,6 +70,8 @@ void Slots::lay_out(const StepPlan& plan, StepLayout& out) {
   out.chunk_row.assign(1, 0);
 
   const auto sample = [&](Slot& s, int32_t slot) {
+    DROVER_CHECK(s.length < s.prompt + s.max_new_tokens, ExitCode::kInternal,
+                 "bad plan: slot {} samples more than its {} new tokens", slot, s.max_new_tokens);
     out.wanted.push_back({.row = out.rows() - 1, .slot = slot, .position = s.length, .sampled = true,
                           .first = s.length == s.prompt});
     ++s.length;

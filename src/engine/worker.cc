@@ -8,13 +8,6 @@
 
 namespace drover {
 
-namespace {
-
-// A sequence samples a few tokens past its end before the leader has heard of it.
-constexpr int32_t kSurplusTokens = 16;
-
-}  // namespace
-
 Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mailbox& mailbox,
                const Grid& grid, int rank, const WorkerLimits& limits, Interrupt& interrupt,
                Progress& progress)
@@ -22,9 +15,8 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
       rank_(rank), limits_(limits), interrupt_(interrupt), progress_(progress),
       slots_(limits.slots, limits.max_positions, limits.page_tokens, limits.pages),
       outputs_(limits.slots, decoder.architecture().eos_ids),
-      max_tokens_(limits.max_positions + kSurplusTokens),
-      max_pages_((limits.max_positions + kSurplusTokens + limits.page_tokens - 1) /
-                 limits.page_tokens) {
+      max_tokens_(limits.max_positions),
+      max_pages_((limits.max_positions + limits.page_tokens - 1) / limits.page_tokens) {
   const auto slots = static_cast<size_t>(limits.slots);
   const auto rows = static_cast<size_t>(limits.step_tokens);
   const auto ints = [&](size_t n) { return DeviceArray<int32_t>(backend, n, "step rows"); };

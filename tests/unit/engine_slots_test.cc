@@ -112,6 +112,20 @@ TEST(Slots, BadPlansAreRefused) {
   early.chunks.push_back({0, 0, 2, true});  // "last", but not at the newest token
   EXPECT_THROW(slots.lay_out(early, layout), Error);
   EXPECT_THROW(slots.apply(admit(3, 60)), Error);  // 60 + 5 tokens in a slot of 64
+  StepPlan other = admit(1, 3, 1);
+  other.group = 0;  // a slot's group is admitted in its own plans only
+  EXPECT_THROW(slots.apply(other), Error);
+}
+
+TEST(Slots, NoneSamplesMoreThanItsNewTokens) {
+  Slots slots(1, 64, 8, 16);
+  StepLayout layout;
+  StepPlan p = admit(0, 3);  // five new tokens
+  p.chunks.push_back({0, 0, 3, true});
+  slots.apply(p);
+  slots.lay_out(p, layout);
+  for (int i = 0; i < 4; ++i) slots.lay_out({}, layout);
+  EXPECT_THROW(slots.lay_out({}, layout), Error);
 }
 
 TEST(Slots, ARowWithoutAPageIsRefused) {

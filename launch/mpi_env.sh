@@ -71,7 +71,7 @@ drover_mpi_env() {  # ranks [hostfile]
   # Seconds from a rank's death until mpirun terminates the others, and again until it kills them:
   # they use them to agree on the first cause and to write it down. Open MPI's own default is 1.
   # It sleeps through them after every failed run, so more is not better.
-  export OMPI_MCA_odls_base_sigkill_timeout=${OMPI_MCA_odls_base_sigkill_timeout:-5}
+  export OMPI_MCA_odls_base_sigkill_timeout=${OMPI_MCA_odls_base_sigkill_timeout:-3}
   if [[ $EUID -eq 0 ]]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   fi

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <future>
 #include <iostream>
 #include <thread>
 
@@ -17,6 +18,20 @@
 namespace drover {
 
 namespace {
+
+// Rank 0 speaks for all, and whoever misses it; each rank's log file has the cause.
+void tell(const std::string& cause, ExitCode code, bool aloud) {
+  log::leave_stderr();
+  log::error("{} (exit code {})", cause, static_cast<int>(code));
+  log::flush();
+  if (aloud) std::cerr << fmt::format("drover: {}\n", cause) << std::flush;
+}
+
+// Ends rank 0 when its threads do not: LoadGen sleeps, or the worker hangs.
+[[noreturn]] void give_up(const Interrupt& interrupt) {
+  tell(interrupt.cause(), interrupt.code(), true);
+  std::_Exit(static_cast<int>(interrupt.code()));
+}
 
 struct MemoryReport {
   uint64_t weights = 0, kv = 0, peak_rss = 0;
@@ -99,9 +114,7 @@ class Rank {
     // One rank of a host copies; the others find the copy.
     if (!options_.text("stage").empty()) {
       if (world_.local_rank() == 0) source_ = open_source();
-      progress_.waiting = true;
-      world_.barrier(interrupt_, seconds, "staging of the store");
-      progress_.waiting = false;
+      meet(seconds, "staging of the store");
     }
     if (!source_) source_ = open_source();
     const Architecture& a = source_->architecture();
@@ -110,13 +123,14 @@ class Rank {
                         grid_.stage_of(world_.rank()), source_->group());
     if (world_.rank() == 0) log::info("{}: {}, {}", options_.text("model"), a.summary(), source_->description());
     make_backend();
+    // MPI makes communicators in calls that cannot be interrupted: everybody must be on the way.
+    meet(seconds, "opening of the store on all ranks");
     make_comms();
     size_engine(a);
     cache_ = std::make_unique<KvCache>(*backend_, kv_, shard_.layers.size());
     const int64_t logit_rows = std::min<int64_t>(limits_.step_tokens, 128);
     decoder_ = std::make_unique<Decoder>(*source_, shard_, *backend_, comms_, *cache_,
                                          limits_.step_tokens, logit_rows, progress_);
-    mailbox_ = world_.make_mailbox();
     worker_ = std::make_unique<Worker>(
         *decoder_, *backend_, comms_, *mailbox_, grid_, world_.rank(),
         WorkerLimits{.slots = limits_.slots, .max_positions = limits_.max_positions,
@@ -129,8 +143,13 @@ class Rank {
               shard_.vocab.begin, shard_.vocab.end,
               static_cast<double>(decoder_->weight_bytes()) / (1 << 20),
               static_cast<double>(kv_bytes()) / (1 << 20), kv_.pages, kv_.page_tokens);
+    meet(seconds, "loading of all ranks");
+  }
+
+  // A wait for the others, for which this rank is not to blame.
+  void meet(double seconds, const char* what) {
     progress_.waiting = true;
-    world_.barrier(interrupt_, seconds, "loading of all ranks");
+    world_.barrier(interrupt_, seconds, what);
     progress_.waiting = false;
   }
 
@@ -150,6 +169,7 @@ class Rank {
   }
 
   void make_comms() {
+    mailbox_ = world_.make_mailbox();
     all_ = world_.make_comm(interrupt_, &progress_, step_seconds());
     const int rank = world_.rank();
     replica_ = all_->split(grid_.replica_of(rank), rank, "replica");
@@ -217,7 +237,8 @@ class Rank {
       return ExitCode::kOk;
     }
     // Rank 0: the worker and the leader have threads of their own, LoadGen has this one.
-    std::thread worker([this] {
+    std::promise<void> ended;
+    std::thread worker([this, &ended] {
       try {
         worker_->run();
       } catch (const Error& e) {
@@ -225,13 +246,14 @@ class Rank {
       } catch (const std::exception& e) {
         interrupt_.raise(ExitCode::kInternal, fmt::format("rank 0: {}", e.what()));
       }
+      ended.set_value();
     });
     ExitCode code = ExitCode::kOk;
     try {
       Leader leader(*mailbox_, grid_, limits_, interrupt_, step_seconds());
       Job job{world_, grid_, *source_, leader, interrupt_, limits_, backend_->name(),
               options_.text("kv"), options_.text("activations"), pages_json(), settings(),
-              versions()};
+              versions(), [this] { give_up(interrupt_); }};
       job.versions["backend"] = backend_->description();
       code = parts_.body(job);
       leader.stop();
@@ -239,6 +261,11 @@ class Rank {
       interrupt_.raise(e.code(), e.what());
     } catch (const std::exception& e) {
       interrupt_.raise(ExitCode::kInternal, e.what());
+    }
+    // A worker that hangs is not waited for; the results are on disk.
+    if (interrupt_.raised() && ended.get_future().wait_for(std::chrono::seconds(1)) !=
+                                   std::future_status::ready) {
+      give_up(interrupt_);
     }
     worker.join();
     interrupt_.check();
@@ -292,16 +319,6 @@ class Rank {
   std::unique_ptr<Worker> worker_;
 };
 
-// Only the rank that failed first and rank 0 speak; each rank's log file has it too.
-void tell(const World& world, const Interrupt& interrupt, bool own) {
-  log::error("{} (exit code {})", interrupt.cause(), static_cast<int>(interrupt.code()));
-  log::flush();
-  if (world.rank() == 0 || own) {
-    std::cerr << fmt::format("drover: [{} rank {}] {}\n", world.peers()[static_cast<size_t>(world.rank())].host,
-                             world.rank(), interrupt.cause());
-    std::cerr.flush();
-  }
-}
 
 }  // namespace
 
@@ -313,24 +330,24 @@ int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body
   Progress progress;
   auto watchdog = world.make_watchdog(interrupt, progress);
   auto code = ExitCode::kOk;
-  bool own = false;
   try {
     code = body(world, interrupt, progress);
   } catch (const Error& e) {
-    own = interrupt.raise(e.code(), fmt::format("rank {} ({}): {}", world.rank(),
-                                                progress.phase.load(), e.what()));
+    interrupt.raise(e.code(), fmt::format("rank {} ({}): {}", world.rank(), progress.phase.load(),
+                                          e.what()));
   } catch (const std::exception& e) {
-    own = interrupt.raise(ExitCode::kInternal, fmt::format("rank {} ({}): {}", world.rank(),
-                                                           progress.phase.load(), e.what()));
+    interrupt.raise(ExitCode::kInternal, fmt::format("rank {} ({}): {}", world.rank(),
+                                                     progress.phase.load(), e.what()));
   }
   progress.enter("leaving", 60);
   if (interrupt.raised()) {
-    code = interrupt.code();
-    tell(world, interrupt, own);
+    const auto first = watchdog->first_cause(0.5);
+    code = first.code;
+    tell(first.text, first.code, world.rank() == 0 || !first.agreed);
   }
   // A lost peer never says goodbye; whoever failed in the same way everywhere does.
   const bool lost = code == ExitCode::kLostPeer;
-  const bool together = watchdog->leave(lost ? 0.5 : 5.0);
+  const bool together = watchdog->leave(code == ExitCode::kOk ? 5.0 : lost ? 0.5 : 2.5);
   log::flush();
   if (!together) std::_Exit(static_cast<int>(code));  // MPI_Finalize would wait for the lost peer
   release();

@@ -30,6 +30,7 @@ struct Job {
   Json pages;                // count, tokens, bytes of a rank
   Json settings;             // the resolved options
   Json versions;
+  std::function<void()> give_up;  // ends the process with the interrupt's cause
 };
 
 // What each rank may use for measurements of its own, between loading and serving.

@@ -123,7 +123,9 @@ int run_command(const std::vector<std::string>& arguments) {
     RunFacts f = facts(o, job, *dataset, store.get());
     f.command_line = "drover run";
     for (const auto& a : arguments) f.command_line += " " + a;
-    return run_session(job.leader, *dataset, serve, f, job.interrupt);
+    ServeOptions session = serve;
+    session.on_stuck = job.give_up;
+    return run_session(job.leader, *dataset, session, f, job.interrupt);
   };
   return run_job(o, parts);
 }

@@ -52,6 +52,14 @@ void flush() noexcept {
   }
 }
 
+void leave_stderr() {
+  for (auto& sink : spdlog::default_logger_raw()->sinks()) {
+    if (dynamic_cast<spdlog::sinks::stderr_sink_mt*>(sink.get()) != nullptr) {
+      sink->set_level(spdlog::level::off);
+    }
+  }
+}
+
 namespace detail {
 bool init_early() {
   init(-1, "", false);

@@ -13,6 +13,8 @@ namespace drover::log {
 // Throws kEnvironment when the file cannot be opened.
 void init(int rank, const std::string& file, bool to_stderr);
 void flush() noexcept;
+// From now on this process says nothing more on standard error through the log.
+void leave_stderr();
 
 using spdlog::debug;
 using spdlog::error;

@@ -4,8 +4,12 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <list>
+#include <mutex>
+#include <optional>
 #include <thread>
 
 #include "base/log.h"
@@ -16,7 +20,14 @@ namespace drover {
 namespace {
 
 constexpr double kBeatSeconds = 0.5;
-constexpr double kSilenceSeconds = 8;  // a silent or stalled rank ends the run within 10 s
+// A silent or stalled rank ends the run within 10 s: this, a beat, and what the ends below take.
+constexpr double kSilenceSeconds = 7;
+// Threads that wait in vain, or hang, are not waited for: from an interrupt until the process ends
+// from here. Rank 0 has results to write first.
+constexpr double kLastResortSeconds = 1.5;
+constexpr double kLastResortRank0Seconds = 6;
+// Silent for so long when the job is terminated: more likely the cause than the order to end.
+constexpr double kSuspectSeconds = 2;
 
 volatile std::sig_atomic_t g_signal = 0;
 void on_signal(int number) { g_signal = number; }
@@ -51,6 +62,18 @@ class MpiWatchdog final : public Watchdog {
     states_.resize(static_cast<size_t>(rank_ == 0 ? size_ : 1));
     for (auto& s : states_) s.heard = s.advanced = Clock::now();
     thread_ = std::thread([this] { run(); });
+  }
+
+  FirstCause first_cause(double seconds) override {
+    const auto deadline = deadline_in(seconds);
+    while (rank_ != 0 && !leader_lost_ && Clock::now() < deadline) {
+      {
+        const std::lock_guard lock(mutex_);
+        if (verdict_) return *verdict_;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return {interrupt_.code(), interrupt_.cause(), rank_ == 0};
   }
 
   ~MpiWatchdog() override {
@@ -88,7 +111,10 @@ class MpiWatchdog final : public Watchdog {
     reap();
     receive();
     watch_signals();
-    if (interrupt_.raised() && !told_) tell_failure();
+    if (interrupt_.raised()) {
+      if (!told_) tell_failure();
+      end_if_stuck();
+    }
     if (Clock::now() >= next_beat_) {
       next_beat_ = deadline_in(kBeatSeconds);
       beat();
@@ -157,9 +183,7 @@ class MpiWatchdog final : public Watchdog {
       m.text[sizeof(m.text) - 1] = 0;
       switch (m.kind) {
         case Message::Kind::kBeat: note_beat(status.MPI_SOURCE, m); break;
-        case Message::Kind::kFailure:
-          interrupt_.raise(static_cast<ExitCode>(m.code), m.text);
-          break;
+        case Message::Kind::kFailure: take_failure({static_cast<ExitCode>(m.code), m.text, true}); break;
         case Message::Kind::kLeave:
           if (rank_ == 0) states_[static_cast<size_t>(status.MPI_SOURCE)].leaving = true;
           break;
@@ -168,34 +192,60 @@ class MpiWatchdog final : public Watchdog {
     }
   }
 
+  // Rank 0 hears of failures and keeps the first; the others hear that one from it.
+  void take_failure(FirstCause cause) {
+    // A rank that lost a connection knows less than who sees that its peer is dead.
+    if (rank_ == 0 && cause.code == ExitCode::kLostPeer) blame_the_dead();
+    interrupt_.raise(cause.code, cause.text);
+    const std::lock_guard lock(mutex_);
+    verdict_ = std::move(cause);
+  }
+
   // An interrupt raised here goes to rank 0 (and from rank 0 to everybody), once.
   void tell_failure() {
     told_ = true;
+    give_up_at_ = deadline_in(rank_ == 0 ? kLastResortRank0Seconds : kLastResortSeconds);
     const auto m = make(Message::Kind::kFailure, interrupt_.code(), interrupt_.cause());
     if (rank_ == 0) return post_all(m);
     post(0, m);
   }
 
-  void watch_peers() {
-    const auto now = Clock::now();
-    const auto seconds = [&](Clock::time_point t) {
-      return std::chrono::duration<double>(now - t).count();
-    };
-    if (rank_ != 0) {
-      if (seconds(states_[0].heard) > kSilenceSeconds) {
-        lost(0, fmt::format("has not been heard of for {:.0f} s", kSilenceSeconds));
-      }
-      return;
+  // Nobody came to leave(): a thread hangs, or is in a call that does not look at the interrupt.
+  void end_if_stuck() {
+    if (leaving_ || Clock::now() < give_up_at_) return;
+    const FirstCause cause = first_cause(0);
+    log::error("{} (exit code {}); this process ends with threads that did not: phase {}", cause.text,
+               static_cast<int>(cause.code), progress_.phase.load());
+    log::flush();
+    std::_Exit(static_cast<int>(cause.code));
+  }
+
+  static double since(Clock::time_point t) {
+    return std::chrono::duration<double>(Clock::now() - t).count();
+  }
+
+  void watch_leader() {
+    const auto& s = states_[0];
+    if (dead_on_this_host(0)) {
+      leader_lost_ = true;
+      lost(0, "died");
+    } else if (since(s.heard) > kSilenceSeconds) {
+      leader_lost_ = true;
+      lost(0, fmt::format("has not been heard of for {:.0f} s", kSilenceSeconds));
     }
+  }
+
+  void watch_peers() {
+    if (rank_ != 0) return watch_leader();
     for (int p = 0; p < size_; ++p) {
       const auto& s = states_[static_cast<size_t>(p)];
       if (s.leaving) continue;
       if (p != 0 && dead_on_this_host(p)) {
         lost(p, fmt::format("died (phase: {})", s.phase));
-      } else if (seconds(s.heard) > kSilenceSeconds) {
+      } else if (since(s.heard) > kSilenceSeconds) {
         lost(p, fmt::format("has not been heard of for {:.0f} s (phase: {})", kSilenceSeconds,
                             s.phase));
-      } else if (!s.waiting && seconds(s.advanced) > s.patience) {
+      } else if (!s.waiting && since(s.advanced) > s.patience) {
         lost(p, fmt::format("hangs: no progress for {:.0f} s (phase: {})", s.patience, s.phase));
       }
     }
@@ -203,8 +253,27 @@ class MpiWatchdog final : public Watchdog {
 
   bool dead_on_this_host(int peer) const {
     const auto& p = peers_[static_cast<size_t>(peer)];
-    return p.host == peers_[static_cast<size_t>(rank_)].host &&
-           kill(static_cast<pid_t>(p.pid), 0) != 0 && errno == ESRCH;
+    const auto& own = peers_[static_cast<size_t>(rank_)];
+    if (p.host != own.host || p.pid_namespace != own.pid_namespace || p.pid_namespace == 0) {
+      return false;
+    }
+    if (kill(static_cast<pid_t>(p.pid), 0) != 0) return errno == ESRCH;
+    // Dead, but not yet waited for by mpirun: state Z, behind the name in parentheses.
+    std::ifstream in(fmt::format("/proc/{}/stat", p.pid));
+    std::string line;
+    std::getline(in, line);
+    const size_t name_end = line.rfind(')');
+    return name_end != std::string::npos && name_end + 2 < line.size() && line[name_end + 2] == 'Z';
+  }
+
+  bool blame_the_dead() {
+    for (int p = 0; p < size_; ++p) {
+      if (p == rank_ || !dead_on_this_host(p)) continue;
+      if (p == 0) leader_lost_ = true;
+      lost(p, "died");
+      return true;
+    }
+    return false;
   }
 
   void lost(int peer, const std::string& what) {
@@ -219,8 +288,12 @@ class MpiWatchdog final : public Watchdog {
       return;
     }
     // mpirun terminates everybody when a rank dies: name the dead one if it was on this host.
-    for (int p = 0; p < size_; ++p) {
-      if (p != rank_ && dead_on_this_host(p)) return lost(p, "died");
+    if (blame_the_dead()) return;
+    for (size_t p = 0; p < states_.size(); ++p) {
+      const double silent = since(states_[p].heard);
+      if (static_cast<int>(p) == rank_ || silent < kSuspectSeconds || states_[p].leaving) continue;
+      return lost(static_cast<int>(p),
+                  fmt::format("died or hangs: silent for {:.0f} s when the job was terminated", silent));
     }
     interrupt_.raise(ExitCode::kLostPeer,
                      "terminated (SIGTERM): a rank was lost, or the job was cancelled");
@@ -256,6 +329,10 @@ class MpiWatchdog final : public Watchdog {
   std::list<Send> sends_;
   Clock::time_point next_beat_ = Clock::now();
   bool told_ = false;
+  Deadline give_up_at_ = Deadline::max();
+  std::mutex mutex_;
+  std::optional<FirstCause> verdict_;  // guarded by mutex_
+  std::atomic<bool> leader_lost_{false};
   bool left_ = false;
   std::atomic<bool> stop_{false}, leaving_{false}, agreed_{false};
   std::thread thread_;

@@ -1,5 +1,6 @@
 #include "comm/world.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -31,16 +32,23 @@ MPI_Comm duplicate(MPI_Comm from) {
 struct PeerRecord {
   char host[64];
   int64_t pid;
+  uint64_t pid_namespace;
 };
+
+uint64_t pid_namespace() {
+  struct stat info {};
+  return stat("/proc/self/ns/pid", &info) == 0 ? info.st_ino : 0;
+}
 
 std::vector<Peer> exchange_peers(MPI_Comm comm, int size) {
   PeerRecord mine{};
   gethostname(mine.host, sizeof(mine.host) - 1);
   mine.pid = getpid();
+  mine.pid_namespace = pid_namespace();
   std::vector<PeerRecord> all(static_cast<size_t>(size));
   DROVER_MPI(MPI_Allgather(&mine, sizeof(mine), MPI_BYTE, all.data(), sizeof(mine), MPI_BYTE, comm));
   std::vector<Peer> peers;
-  for (const auto& p : all) peers.push_back({p.host, p.pid});
+  for (const auto& p : all) peers.push_back({p.host, p.pid, p.pid_namespace});
   return peers;
 }
 

@@ -18,6 +18,7 @@ class Watchdog;
 struct Peer {
   std::string host;
   int64_t pid = 0;
+  uint64_t pid_namespace = 0;  // pids mean something only within one
 };
 
 class World {
@@ -69,10 +70,19 @@ class Mailbox {
 //   - every rank beats to rank 0 and rank 0 beats back, twice a second;
 //   - rank 0 raises the interrupt when a rank is silent, dead (same host), or computes without
 //     progress for longer than its phase allows; a worker raises it when rank 0 is silent;
-//   - an interrupt raised anywhere reaches rank 0 and from there everybody, with its first cause.
+//   - an interrupt raised anywhere reaches rank 0 and from there everybody, with its first cause;
+//   - a process whose threads do not come to leave() soon after an interrupt is ended from here.
 class Watchdog {
  public:
+  struct FirstCause {
+    ExitCode code = ExitCode::kOk;
+    std::string text;
+    bool agreed = false;  // it is rank 0's word
+  };
   virtual ~Watchdog() = default;  // stops the thread
+  // After an interrupt: the first cause as rank 0 knows it, the same on every rank. This rank's own
+  // when rank 0 is lost or does not answer within `seconds`.
+  virtual FirstCause first_cause(double seconds) = 0;
   // Waits until every rank has come here too, or `seconds` are over. True: MPI_Finalize is safe.
   virtual bool leave(double seconds) = 0;
 };

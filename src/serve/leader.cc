@@ -34,8 +34,10 @@ struct Leader::Impl {
     try {
       std::chrono::microseconds pause{20};
       while (!stopping) {
-        const bool moved = take_arrivals() + send_plans() + take_results() > 0;
-        if (moved) {
+        int moved = take_arrivals();
+        moved += send_plans();
+        moved += take_results();
+        if (moved > 0) {
           pause = std::chrono::microseconds{20};
           continue;
         }
@@ -75,7 +77,6 @@ struct Leader::Impl {
       auto& flight = in_flight[static_cast<size_t>(r)];
       while (static_cast<int32_t>(flight.size()) < steps_in_flight(limits) &&
              scheduler.plan(r, plan)) {
-        if (unanswered == 0) busy_since = Clock::now();
         encode(plan, bytes);
         mailbox.post(grid.first_rank(r), Mailbox::Channel::kPlan, bytes);
         flight.push_back({plan.step, deadline_in(step_seconds)});
@@ -100,7 +101,7 @@ struct Leader::Impl {
       if (!flight.empty()) flight.front().deadline = deadline_in(step_seconds);
       scheduler.complete(r, result);
       deliver(result);
-      if (--unanswered == 0) busy += std::chrono::duration<double>(Clock::now() - busy_since).count();
+      --unanswered;
       ++taken;
     }
     return taken;
@@ -166,8 +167,6 @@ struct Leader::Impl {
   StepPlan plan;
   std::vector<std::byte> bytes;
   LeaderEvents events;  // set while idle
-  Clock::time_point busy_since;
-  double busy = 0;
   std::vector<SchedulerCounters> base;  // at the last reset
 
   std::mutex mutex;
@@ -245,9 +244,6 @@ SchedulerCounters Leader::counters() const {
 void Leader::reset_counters() {
   impl_->base.clear();
   for (int r = 0; r < impl_->grid.dp; ++r) impl_->base.push_back(impl_->scheduler.counters(r));
-  impl_->busy = 0;
 }
-
-double Leader::busy_seconds() const { return impl_->busy; }
 
 }  // namespace drover

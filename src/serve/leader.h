@@ -32,8 +32,6 @@ class Leader : public RequestSink {
 
   SchedulerCounters counters() const override;
   void reset_counters() override;
-  // Seconds in which at least one step was in flight, and the workers' sum of step seconds.
-  double busy_seconds() const;
 
  private:
   struct Impl;

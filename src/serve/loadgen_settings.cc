@@ -131,6 +131,8 @@ LoadgenPlan make_loadgen_plan(const ServeOptions& options, const std::string& us
   const std::string scenario = loadgen_scenario(options.scenario);
   const mlperf::TestSettings rule = mlperf_conf(options.model_name, options.scenario);
   plan.known_benchmark = rule.use_token_latencies;
+  // LoadGen would go over a smaller set again and again, and call that VALID.
+  plan.whole_set = samples >= rule.performance_sample_count_override;
   if (plan.known_benchmark && !options.demo) check_limits_apply(options);
   mlperf::TestSettings& s = plan.settings;
   const int rc = s.FromConfig(user_conf_file, options.model_name, scenario);

@@ -10,7 +10,8 @@ bool is_latency_bound(const LoadgenPlan& plan) { return plan.ttft_limit_ms > 0; 
 
 bool is_mlperf_run(const ServeOptions& o, const LoadgenPlan& plan, const RunFacts& facts) {
   const bool synthetic_data = facts.dataset.is_object() && facts.dataset.value("synthetic", false);
-  return plan.known_benchmark && !o.demo && !facts.synthetic_model && !synthetic_data;
+  return plan.known_benchmark && plan.whole_set && !o.demo && !facts.synthetic_model &&
+         !synthetic_data;
 }
 
 // LoadGen leaves out what a run has no figure for; JSON has no NaN.
@@ -72,9 +73,10 @@ std::string verdict(const PassOutcome& pass, const ServeOptions& o, const Loadge
   const std::string word = pass.valid() ? "VALID" : "INVALID";
   if (o.demo) return word + " under demo settings; not an MLPerf result";
   if (is_mlperf_run(o, plan, facts)) return word + "; not verified by MLCommons Association";
-  return word + (plan.known_benchmark ? " with synthetic inputs; not an MLPerf result"
-                                      : " by LoadGen, under a name of drover's own; not an MLPerf "
-                                        "result");
+  const char* why = !plan.known_benchmark ? " by LoadGen, under a name of drover's own"
+                    : !plan.whole_set     ? " with fewer samples than the benchmark has"
+                                          : " with synthetic inputs";
+  return word + why + "; not an MLPerf result";
 }
 
 Json limits_json(const LoadgenPlan& plan) {
@@ -88,7 +90,7 @@ void put_facts(Json& j, const ServeOptions& o, const LoadgenPlan& plan, const Ru
   j["scenario"] = to_string(o.scenario);
   j["benchmark"] = o.model_name;
   j["demo"] = o.demo;
-  if (o.demo) j["length"] = "not of MLPerf length";
+  if (o.demo || !plan.whole_set) j["length"] = "not of MLPerf length";
   j["synthetic_model"] = facts.synthetic_model;
   j["synthetic_dataset"] = facts.dataset.is_object() && facts.dataset.value("synthetic", false);
   if (is_mlperf_run(o, plan, facts)) {

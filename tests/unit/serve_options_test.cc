@@ -85,7 +85,8 @@ TEST(Settings, TheBenchmarksOwnAreLeftAlone) {
   EXPECT_EQ(plan_in_child(o, dir, [](const LoadgenPlan& p) {
               return p.known_benchmark && p.settings.min_query_count == 24576 &&
                      p.settings.min_duration_ms == 600000 && p.settings.use_token_latencies &&
-                     p.settings.sample_concatenate_permutation && p.ttft_limit_ms == 0;
+                     p.settings.sample_concatenate_permutation && p.ttft_limit_ms == 0 &&
+                     !p.whole_set;  // 64 samples instead of 24,576
             }), 0);
   o.model_name = "llama2-70b-interactive";
   o.scenario = Scenario::kInteractive;
@@ -132,7 +133,7 @@ TEST(Settings, ANameOfOnesOwnGetsTokenLatencies) {
   o.scenario = Scenario::kServer;
   o.demo = true;
   EXPECT_EQ(plan_in_child(o, dir, [](const LoadgenPlan& p) {
-              return !p.known_benchmark && p.settings.use_token_latencies &&
+              return !p.known_benchmark && p.whole_set && p.settings.use_token_latencies &&
                      p.settings.min_query_count == 459 && p.settings.min_duration_ms == 0 &&
                      p.ttft_limit_ms == 2000 && p.tpot_limit_ms == 200 && p.expected_queries == 512;
             }), 0);

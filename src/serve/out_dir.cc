@@ -87,8 +87,6 @@ void prepare_out_dir(const ServeOptions& options) {
                  ec.message());
   }
   if (options.force) remove_rank_logs(options.out_dir + "/logs");
-  // A smaller grid would leave logs of ranks it has not.
-  fs::remove_all(fs::path(options.out_dir) / "logs", ec);
   check_writable(options.out_dir);
 }
 

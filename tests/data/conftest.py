@@ -10,19 +10,12 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 DATA = os.path.join(ROOT, "data")
 sys.path[:0] = [HERE, DATA]
 
+import hf_folders  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def tokenizer_json():
-    """Byte-level BPE of 256 bytes, a merge and two special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<s>": 0, "</s>": 1, **{char: 2 + at for at, char in enumerate(alphabet)}, "he": 258}
-    tokenizer = Tokenizer(models.BPE(vocab, [("h", "e")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    return tokenizer.to_str()
+    return hf_folders.byte_level_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -119,3 +119,16 @@ def write_folder(folder, tensors, config_json, tokenizer_json, shards):
                           ("tokenizer.json", tokenizer_json)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as out:
             out.write(content)
+
+
+def byte_level_tokenizer():
+    """Byte-level BPE of 256 bytes, a merge and two special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<s>": 0, "</s>": 1, **{char: 2 + at for at, char in enumerate(alphabet)}, "he": 258}
+    tokenizer = Tokenizer(models.BPE(vocab, [("h", "e")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer.to_str()

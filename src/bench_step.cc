@@ -119,6 +119,13 @@ class Pass {
   std::vector<size_t> tokens_;
 };
 
+// Of an even number of repetitions the mean of the middle two.
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
 // The medians of one batch size.
 struct Figures {
   int batch = 0;
@@ -163,14 +170,14 @@ class StepBench {
                            {"step_ms", step.back()},
                            {"window_steps", w.steps}});
     }
-    f.prompt_rate = percentile(prompt, 0.5);
-    f.ttft_p50_ms = percentile(ttft, 0.5);
-    f.decode_rate = percentile(decode, 0.5);
-    f.steps_per_s = percentile(steps, 0.5);
-    f.step_ms = percentile(step, 0.5);
-    f.worker_ms = percentile(worker, 0.5);
-    f.tpot_p50_ms = percentile(p50, 0.5);
-    f.tpot_p90_ms = percentile(p90, 0.5);
+    f.prompt_rate = median(prompt);
+    f.ttft_p50_ms = median(ttft);
+    f.decode_rate = median(decode);
+    f.steps_per_s = median(steps);
+    f.step_ms = median(step);
+    f.worker_ms = median(worker);
+    f.tpot_p50_ms = median(p50);
+    f.tpot_p90_ms = median(p90);
     compare(f);
     return f;
   }

@@ -1,0 +1,64 @@
+"""`drover bench`: that it runs on grids, counts what it should, and says no; never how fast it is."""
+
+import json
+
+import pytest
+
+import drover
+
+STEP = ("bench", "step", "--model", "synthetic:tiny", "--prompt-tokens", 48, "--new-tokens", 16,
+        "--repeat", 2, "--threads", 1)
+
+
+@pytest.mark.parametrize("ranks, grid", [(1, ()), (4, ("--tp", 2, "--pp", 2)), (2, ("--dp", 2))])
+def test_steps(tmp_path, ranks, grid):
+    file = tmp_path / "bench.json"
+    out = drover.drover(ranks, *STEP, *grid, "--batches", "1,6", "--json", file).out
+    assert "decode tok/s" in out
+    bench = json.loads(file.read_text())
+    assert bench["floors"]["met"] and bench["environment"]["versions"]["mpi"]
+    assert bench["limits"]["read_bytes_per_s"] > 0 and bench["limits"]["linear_flops_per_s"] > 0
+    assert [f["batch"] for f in bench["figures"]] == [1, 6]
+    for f in bench["figures"]:
+        assert len(f["repeats"]) == 2
+        for r in f["repeats"]:
+            tokens_a_step = r["decode_tokens_per_s"] * r["step_ms"] / 1000
+            if f["batch"] == 1:  # alone: every step after the first token is in the window
+                assert r["window_steps"] == 15 and tokens_a_step == pytest.approx(1)
+            else:  # all decode in the window, spread over a group for each stage
+                assert tokens_a_step == pytest.approx(f["batch"] / stages(bench), rel=0.35)
+
+
+def stages(bench):
+    return int(bench["grid"].split(" x ")[1].split()[1])  # "tp 2 x pp 2 x dp 1"
+
+
+def test_a_floor_that_is_not_met(tmp_path):
+    file = tmp_path / "bench.json"
+    outcome = drover.drover(1, *STEP, "--batches", 1, "--floor-decode", 1e8, "--json", file,
+                            check=False)
+    assert outcome.code == 5
+    assert not json.loads(file.read_text())["floors"]["met"]
+
+
+def test_a_batch_without_slots():
+    outcome = drover.drover(1, *STEP, "--batches", "1,9", "--max-sequences", 8, check=False)
+    assert outcome.code == 2 and "--max-sequences 9" in outcome.err
+
+
+def test_communicator(tmp_path):
+    file = tmp_path / "comm.json"
+    drover.drover(3, "bench", "comm", "--sizes", "64,300000", "--seconds", 0.02, "--json", file)
+    bench = json.loads(file.read_text())
+    assert bench["ranks"] == 3
+    assert {(f["operation"], f["bytes"]) for f in bench["figures"]} == {
+        (o, b) for o in ("all_reduce", "all_gather", "send_recv") for b in (64, 300000)}
+    for f in bench["figures"]:
+        assert f["runs"] >= 10 and 0 < f["us"] <= f["us_p90"]
+        factor = {"all_reduce": 4 / 3, "all_gather": 2 / 3, "send_recv": 1}[f["operation"]]
+        assert f["bus_bytes_per_s"] == pytest.approx(f["algorithm_bytes_per_s"] * factor)
+
+
+def test_a_communicator_of_one():
+    outcome = drover.drover(1, "bench", "comm", check=False)
+    assert outcome.code == 2 and "nothing to measure" in outcome.err

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <iostream>
 #include <limits>
 #include <random>
@@ -269,6 +270,12 @@ void print_row(const Figures& f, const Limits& l) {
       << std::flush;
 }
 
+// Of the last minute: whether the machine was the bench's alone. Below 0: not told.
+double load_average() {
+  double load = -1;
+  return ::getloadavg(&load, 1) == 1 ? load : -1;
+}
+
 ExitCode bench(const Options& o, const Plan& plan, const Limits& limits, Job& job,
                const std::string& command_line) {
   RunFacts facts;
@@ -291,6 +298,7 @@ ExitCode bench(const Options& o, const Plan& plan, const Limits& limits, Job& jo
             {"prompt_tokens", plan.prompt_tokens},
             {"new_tokens", plan.new_tokens},
             {"figures", Json::array()}};
+  json["load_average"]["begin"] = load_average();
   print_head(limits);
   StepBench bench(job, plan, limits);
   for (const int batch : plan.batches) bench.check(batch);
@@ -301,6 +309,7 @@ ExitCode bench(const Options& o, const Plan& plan, const Limits& limits, Job& jo
     json["figures"].push_back(to_json(f, limits));
     below = below || f.prompt_rate < plan.floor_prompt || f.decode_rate < plan.floor_decode;
   }
+  json["load_average"]["end"] = load_average();
   json["floors"] = {{"prompt", plan.floor_prompt}, {"decode", plan.floor_decode}, {"met", !below}};
   if (!o.text("json").empty()) write_json(o.text("json"), json);
   if (below) std::cout << "below the floor that was asked for\n";

@@ -12,6 +12,7 @@
 #include "command_line.h"
 #include "commands.h"
 #include "job.h"
+#include "open_dataset.h"
 #include "store/store.h"
 
 namespace drover {
@@ -69,15 +70,15 @@ std::vector<int32_t> encode_text(const std::string& text, const std::string& mod
   return Json::parse(output).get<std::vector<int32_t>>();
 }
 
-std::vector<Prompt> read_prompts(const Options& o, const ModelStore* store) {
+std::vector<Prompt> read_prompts(const Options& o, const WeightSource& source) {
   std::vector<Prompt> prompts;
   if (!o.text("text").empty()) {
-    DROVER_CHECK(store != nullptr, ExitCode::kUsage,
+    DROVER_CHECK(!source.synthetic(), ExitCode::kUsage,
                  "--text needs a tokenizer, which synthetic models have not");
     prompts.push_back({o.text("text"), encode_text(o.text("text"), o.text("model")), {}, {}});
   }
   if (!o.text("dataset").empty()) {
-    const auto dataset = Dataset::open(o.text("dataset"));
+    const auto dataset = open_dataset(o.text("dataset"), source);
     std::vector<std::string> numbers = o.list("samples");
     if (numbers.empty()) numbers = {"0"};
     for (const auto& n : numbers) {
@@ -90,8 +91,13 @@ std::vector<Prompt> read_prompts(const Options& o, const ModelStore* store) {
     }
   }
   if (!o.text("tokens").empty()) {
-    for (const auto& list : read_json(o.text("tokens"))) {
-      prompts.push_back({"", list.get<std::vector<int32_t>>(), {}, {}});
+    try {
+      for (const auto& list : read_json(o.text("tokens"))) {
+        prompts.push_back({"", list.get<std::vector<int32_t>>(), {}, {}});
+      }
+    } catch (const Json::exception& e) {
+      DROVER_FAIL(ExitCode::kBadInput, "{}: expected a list of lists of token ids: {}",
+                  o.text("tokens"), e.what());
     }
   }
   DROVER_CHECK(!prompts.empty(), ExitCode::kUsage,
@@ -161,7 +167,7 @@ ExitCode generate(const Options& o, Job& job) {
   const auto store = job.source.synthetic() ? nullptr : ModelStore::open(o.text("model"));
   DecodingTable table;
   if (store) table = store->decoding_table();
-  std::vector<Prompt> prompts = read_prompts(o, store.get());
+  std::vector<Prompt> prompts = read_prompts(o, job.source);
   Printer printer(prompts, table);
   job.leader.listen(printer.events());
   std::vector<Request> requests;

@@ -79,7 +79,10 @@ class Rank {
       file = fmt::format("{}/rank-{:04d}.log", parts_.log_dir, world_.rank());
     }
     log::init(world_.rank(), file, world_.rank() == 0);
-    spdlog::set_level(spdlog::level::from_str(options_.text("log-level")));
+    const std::string level = options_.text("log-level");
+    DROVER_CHECK(level == "debug" || level == "info" || level == "warn" || level == "error",
+                 ExitCode::kUsage, "--log-level {}: expected debug, info, warn or error", level);
+    spdlog::set_level(spdlog::level::from_str(level));
   }
 
   void print_resolved() const {
@@ -96,20 +99,27 @@ class Rank {
       if (options_.given(name) || t == topology.end()) {
         return static_cast<int>(options_.integer(name, 0, 1 << 20));
       }
-      const int value = std::atoi(t->second.c_str());
-      DROVER_CHECK(value > 0 || t->second == "0", ExitCode::kBadInput,
-                   "{}: grid.{} = {}: expected a whole number", options_.text("topology"), name,
-                   t->second);
-      return value;
+      const std::string& text = t->second;
+      DROVER_CHECK(!text.empty() && text.size() < 8 &&
+                       text.find_first_not_of("0123456789") == std::string::npos,
+                   ExitCode::kBadInput, "{}: grid.{} = {}: expected a whole number",
+                   options_.text("topology"), name, text);
+      return std::stoi(text);
     };
     const auto topology = options_.text("topology").empty() ? std::map<std::string, std::string>{}
                                                             : read_ini(options_.text("topology"));
+    for (const auto& [key, value] : topology) {
+      DROVER_CHECK(key == "grid.tp" || key == "grid.pp" || key == "grid.dp", ExitCode::kBadInput,
+                   "{}: unknown key {}; a topology file has tp, pp and dp in [grid]",
+                   options_.text("topology"), key);
+    }
     return make_grid(size("tp", topology), size("pp", topology), size("dp", topology),
                      world_.size());
   }
 
   void load() {
-    progress_.enter("loading", 300);
+    // A copy of the store (--stage) says nothing while it runs.
+    progress_.enter("loading", static_cast<int>(options_.number("load-seconds", 1, 1e6)));
     const double seconds = options_.number("load-seconds", 1, 1e6);
     // One rank of a host copies; the others find the copy.
     if (!options_.text("stage").empty()) {
@@ -158,12 +168,17 @@ class Rank {
   }
   double step_seconds() const { return options_.number("step-seconds", 1, 1e6); }
 
+  // mpirun may have bound each rank to cores of its own, or let all of them use every core.
+  int default_threads() const {
+    return std::min(usable_cores(), std::max(1, host_cores() / world_.local_size()));
+  }
+
   void make_backend() {
     const std::string type = options_.text("activations");
     DROVER_CHECK(type == "bf16" || type == "f32", ExitCode::kUsage,
                  "--activations {}: expected bf16 or f32", type);
     threads_ = static_cast<int>(options_.integer("threads", 0, 4096));
-    if (threads_ == 0) threads_ = std::max(1, usable_cores() / world_.local_size());
+    if (threads_ == 0) threads_ = default_threads();
     backend_ = make_cpu_backend({.linear_type = type == "f32" ? Dtype::kF32 : Dtype::kBf16,
                                  .threads = threads_});
   }
@@ -323,7 +338,7 @@ class Rank {
 }  // namespace
 
 int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body,
-              const std::function<void()>& release) {
+              const std::function<void(bool)>& release) {
   install_signal_handlers();
   World world;
   Interrupt interrupt;
@@ -350,7 +365,7 @@ int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body
   const bool together = watchdog->leave(code == ExitCode::kOk ? 5.0 : lost ? 0.5 : 2.5);
   log::flush();
   if (!together) std::_Exit(static_cast<int>(code));  // MPI_Finalize would wait for the lost peer
-  release();
+  release(interrupt.raised());
   watchdog.reset();
   return static_cast<int>(code);
 }
@@ -362,7 +377,13 @@ int run_job(const Options& options, const JobParts& parts) {
         rank = std::make_unique<Rank>(options, parts, world, interrupt, progress);
         return rank->run();
       },
-      [&] { rank.reset(); });
+      [&](bool failed) {
+        if (failed) {
+          (void)rank.release();  // posted receives still point into it
+        } else {
+          rank.reset();
+        }
+      });
 }
 
 Json versions() {

@@ -55,11 +55,12 @@ struct JobParts {
 // Rank 0 prints the first cause of a failure; every rank logs it.
 int run_job(const Options& options, const JobParts& parts);
 
-// The frame of run_job: MPI, watchdog, one exit code and first cause for all ranks. `release` frees
-// what `body` made with communicators; it is called once all ranks have left the body (unless MPI
-// cannot be finalized any more).
+// The frame of run_job: MPI, watchdog, one exit code and first cause for all ranks. `release`, told
+// whether the body failed, frees what it made with communicators once all ranks have left it (it is
+// not called when MPI cannot be finalized any more). After a failure messages may still be under
+// way: buffers must then be left alone.
 int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body,
-              const std::function<void()>& release);
+              const std::function<void(bool failed)>& release);
 
 Json versions();  // drover, build, MPI, HDF5, LoadGen, oneDNN
 

@@ -24,8 +24,14 @@ std::vector<Sequence> read_sequences(const std::string& file, int32_t vocab) {
   uint64_t rows = 0;
   for (const auto& item : read_json(file)) {
     Sequence s;
-    s.tokens = item.at("tokens").get<std::vector<int32_t>>();
-    s.from = item.value("from", 0);
+    try {
+      s.tokens = item.at("tokens").get<std::vector<int32_t>>();
+      s.from = item.value("from", 0);
+    } catch (const Json::exception& e) {
+      DROVER_FAIL(ExitCode::kBadInput,
+                  "{}: expected a list of {{\"tokens\": [ids], \"from\": position}}: {}", file,
+                  e.what());
+    }
     DROVER_CHECK(s.from >= 0 && s.from < static_cast<int32_t>(s.tokens.size()), ExitCode::kBadInput,
                  "{}: sequence {}: from {} of {} tokens", file, all.size(), s.from, s.tokens.size());
     for (int32_t t : s.tokens) {

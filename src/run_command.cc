@@ -8,8 +8,8 @@
 #include "command_line.h"
 #include "commands.h"
 #include "job.h"
+#include "open_dataset.h"
 #include "serve/session.h"
-#include "store/store.h"
 
 namespace drover {
 
@@ -50,33 +50,7 @@ QueueOrder queue_order(const Options& o, Scenario scenario) {
   return scenario == Scenario::kSingleStream ? QueueOrder::kArrival : QueueOrder::kDeadline;
 }
 
-std::unique_ptr<Dataset> open_dataset(const std::string& spec, const WeightSource& source,
-                                      const ModelStore* store) {
-  if (spec.rfind("synthetic:", 0) == 0) {
-    return synthetic_dataset(spec, source.architecture().vocab, 1);
-  }
-  auto dataset = Dataset::open(spec);
-  DROVER_CHECK(dataset->vocab() <= source.architecture().vocab, ExitCode::kBadInput,
-               "{}: made for a vocabulary of {} tokens, the model has {}: it belongs to another "
-               "tokenizer; import the data again with this model's",
-               spec, dataset->vocab(), source.architecture().vocab);
-  const std::string model = store != nullptr ? store->tokenizer_sha256() : "";
-  DROVER_CHECK(model.empty() || dataset->tokenizer_sha256() == model, ExitCode::kBadInput,
-               "{}: made with another tokenizer (sha256 {:.12}..., the model's is {:.12}...): import "
-               "the data again with this model's",
-               spec, dataset->tokenizer_sha256(), model);
-  return dataset;
-}
-
-Json provenance(const ModelStore& store) {
-  Json json;
-  for (const auto& [name, value] : store.provenance()) {
-    std::visit([&](const auto& v) { json[name] = v; }, value);
-  }
-  return json;
-}
-
-RunFacts facts(const Options& o, const Job& job, const Dataset& dataset, const ModelStore* store) {
+RunFacts facts(const Options& o, const Job& job, const Dataset& dataset) {
   RunFacts f;
   f.grid = job.grid.text();
   f.backend = job.backend;
@@ -86,8 +60,8 @@ RunFacts facts(const Options& o, const Job& job, const Dataset& dataset, const M
   f.model = {{"name", o.text("model")},
              {"architecture", job.source.architecture().summary()},
              {"weights", job.source.description()},
-             {"fingerprint", job.source.fingerprint()}};
-  if (store != nullptr) f.model["provenance"] = provenance(*store);
+             {"fingerprint", job.source.fingerprint()},
+             {"provenance", job.source.provenance()}};
   f.dataset = {{"file", o.text("dataset")},
                {"name", dataset.name()},
                {"samples", dataset.size()},
@@ -118,9 +92,8 @@ int run_command(const std::vector<std::string>& arguments) {
       log::flush();
       std::_Exit(static_cast<int>(job.interrupt.code()));
     };
-    const auto store = job.source.synthetic() ? nullptr : ModelStore::open(o.text("model"));
-    const auto dataset = open_dataset(o.text("dataset"), job.source, store.get());
-    RunFacts f = facts(o, job, *dataset, store.get());
+    const auto dataset = open_dataset(o.text("dataset"), job.source);
+    RunFacts f = facts(o, job, *dataset);
     f.command_line = "drover run";
     for (const auto& a : arguments) f.command_line += " " + a;
     ServeOptions session = serve;

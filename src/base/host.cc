@@ -58,6 +58,9 @@ class Topology {
   Topology(const Topology&) = delete;
   Topology& operator=(const Topology&) = delete;
 
+  int all(hwloc_obj_type_t kind) const {
+    return good_ ? hwloc_get_nbobjs_by_type(topology_, kind) : 0;
+  }
   // Objects of a kind that this process's affinity touches.
   int touched(hwloc_obj_type_t kind) const {
     if (!good_) return 0;
@@ -79,6 +82,11 @@ class Topology {
 };
 
 }  // namespace
+
+int host_cores() {
+  const Topology topology;
+  return std::max(1, topology.all(HWLOC_OBJ_CORE));
+}
 
 int usable_cores() {
   // Hardware threads of one core share its vector units: one thread a core is what linears want.

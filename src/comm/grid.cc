@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
+
 #include "base/error.h"
 
 namespace drover {
@@ -32,12 +34,15 @@ Grid make_grid(int tp, int pp, int dp, int world_size) {
                dp);
   const int open = (tp == 0) + (pp == 0) + (dp == 0);
   DROVER_CHECK(open <= 1, ExitCode::kUsage, "only one of --tp, --pp and --dp may be 0 (what is left)");
-  const int fixed = (tp ? tp : 1) * (pp ? pp : 1) * (dp ? dp : 1);
+  constexpr int kMost = 1 << 20;  // of each, so that their product fits
+  DROVER_CHECK(tp <= kMost && pp <= kMost && dp <= kMost, ExitCode::kUsage,
+               "--tp {} --pp {} --dp {}: sizes of the grid are at most {}", tp, pp, dp, kMost);
+  const int64_t fixed = int64_t{tp ? tp : 1} * (pp ? pp : 1) * (dp ? dp : 1);
   Grid grid{tp, pp, dp};
   if (open == 1 && world_size % fixed == 0) {
-    (tp == 0 ? grid.tp : pp == 0 ? grid.pp : grid.dp) = world_size / fixed;
+    (tp == 0 ? grid.tp : pp == 0 ? grid.pp : grid.dp) = static_cast<int>(world_size / fixed);
   }
-  DROVER_CHECK(grid.ranks() == world_size, ExitCode::kUsage,
+  DROVER_CHECK(int64_t{grid.tp} * grid.pp * grid.dp == world_size, ExitCode::kUsage,
                "--tp {} --pp {} --dp {} needs {} ranks, but MPI started {}: use mpirun -np {}, or "
                "one of {}",
                tp, pp, dp, fixed, world_size, fixed, grids_for(world_size));

@@ -21,8 +21,9 @@ std::vector<OptionRow> engine_options() {
       {"backend", "auto", "auto or cpu"},
       {"activations", "bf16", "inputs of linear layers: bf16, or f32 (exact, slower)"},
       {"kv", "fp8", "KV cache: fp8 (e4m3, a scale per token and head), bf16 or f32"},
-      {"kv-memory", "", "bytes of KV cache per rank, such as 2GiB (empty: what the sequences need, "
-                        "at most a fifth of the host's memory shared by its ranks)"},
+      {"kv-memory", "",
+       "bytes of KV cache per rank, such as 2GiB (empty: what the sequences need, "
+       "at most a fifth of the host's memory shared by its ranks)"},
       {"page-tokens", "16", "tokens of a KV page"},
       {"max-sequences", "64", "sequences at once per replica"},
       {"max-length", "0", "longest sequence, prompt and answer (0: what the model allows)"},
@@ -52,11 +53,13 @@ std::vector<OptionRow> run_options() {
           {"samples", "0", "use the first so many samples (0: all)"},
           {"max-new-tokens", "1024", "longest answer"},
           {"demo", "no", "short run: the set's size decides, not MLPerf's minimum length"},
-          {"benchmark", "", "LoadGen's name of the benchmark: llama2-70b, ... (empty: drover-demo "
-                            "with --demo, else llama2-70b)"},
+          {"benchmark", "",
+           "LoadGen's name of the benchmark: llama2-70b, ... (empty: drover-demo "
+           "with --demo, else llama2-70b)"},
           {"user-conf", "", "LoadGen's user.conf"},
           {"audit-conf", "", "LoadGen's audit.config (a compliance test)"},
-          {"target-qps", "0", "queries a second: Server issues them, Offline sizes the run by them"},
+          {"target-qps", "0",
+           "queries a second: Server issues them, Offline sizes the run by them"},
           {"ttft-ms", "0", "limit on the time to first token with --demo (0: the scenario's)"},
           {"tpot-ms", "0", "limit on the time per output token with --demo (0: the scenario's)"},
           {"sort", "yes", "Offline: longest prompts first within what is queued"},

@@ -10,9 +10,9 @@ namespace drover {
 
 // Those of every subcommand that starts the engine.
 std::vector<OptionRow> engine_options();
-std::vector<OptionRow> run_options();       // drover run
-std::vector<OptionRow> generate_options();  // drover generate
-std::vector<OptionRow> logits_options();    // drover logits
+std::vector<OptionRow> run_options();         // drover run
+std::vector<OptionRow> generate_options();    // drover generate
+std::vector<OptionRow> logits_options();      // drover logits
 std::vector<OptionRow> bench_step_options();  // drover bench step
 std::vector<OptionRow> bench_comm_options();  // drover bench comm
 

@@ -28,7 +28,8 @@ struct Prompt {
   std::string printed;  // text that is out already
 };
 
-// The data tools lie beside the binary: in an installed tree, or in the source tree it was built in.
+// The data tools lie beside the binary: in an installed tree, or in the source tree it was built
+// in.
 fs::path find_tool(const std::string& name) {
   const fs::path bin = fs::read_symlink("/proc/self/exe").parent_path();
   for (const auto& folder : {bin / "../share/drover/data", bin / "../../data", bin / "../data"}) {
@@ -54,19 +55,21 @@ std::string quoted(const std::string& text) {
 
 // Encoding goes through the data tools: a tokenizer library is theirs.
 std::vector<int32_t> encode_text(const std::string& text, const std::string& model) {
-  const std::string command = fmt::format("{} {} --model {} --text {}", quoted(find_python()),
-                                          quoted(find_tool("encode.py").string()), quoted(model),
-                                          quoted(text));
+  const std::string command =
+      fmt::format("{} {} --model {} --text {}", quoted(find_python()),
+                  quoted(find_tool("encode.py").string()), quoted(model), quoted(text));
   FILE* pipe = popen(command.c_str(), "r");
   DROVER_CHECK(pipe != nullptr, ExitCode::kEnvironment, "cannot start: {}", command);
   std::string output;
   std::array<char, 4096> part{};
-  for (size_t n = 0; (n = fread(part.data(), 1, part.size(), pipe)) > 0;) output.append(part.data(), n);
+  for (size_t n = 0; (n = fread(part.data(), 1, part.size(), pipe)) > 0;)
+    output.append(part.data(), n);
   const int status = pclose(pipe);
-  DROVER_CHECK(status == 0, ExitCode::kEnvironment,
-               "encoding the text failed; it needs Python with the packages of data/requirements.txt "
-               "(launch/setup.sh makes such an environment; DROVER_PYTHON names another). Tried: {}",
-               command);
+  DROVER_CHECK(
+      status == 0, ExitCode::kEnvironment,
+      "encoding the text failed; it needs Python with the packages of data/requirements.txt "
+      "(launch/setup.sh makes such an environment; DROVER_PYTHON names another). Tried: {}",
+      command);
   return Json::parse(output).get<std::vector<int32_t>>();
 }
 
@@ -86,8 +89,8 @@ std::vector<Prompt> read_prompts(const Options& o, const WeightSource& source) {
       DROVER_CHECK(i < dataset->size() && n.find_first_not_of("0123456789") == std::string::npos,
                    ExitCode::kUsage, "--samples {}: {} has samples 0 to {}", n, o.text("dataset"),
                    dataset->size() - 1);
-      prompts.push_back({fmt::format("[{}] {}", i, dataset->question_text(i)),
-                         dataset->sample(i).input, {}, {}});
+      prompts.push_back(
+          {fmt::format("[{}] {}", i, dataset->question_text(i)), dataset->sample(i).input, {}, {}});
     }
   }
   if (!o.text("tokens").empty()) {
@@ -120,7 +123,8 @@ std::string whole_characters(const std::string& text) {
 
 class Printer {
  public:
-  Printer(std::vector<Prompt>& prompts, const DecodingTable& table) : prompts_(prompts), table_(table) {}
+  Printer(std::vector<Prompt>& prompts, const DecodingTable& table)
+      : prompts_(prompts), table_(table) {}
 
   // One prompt: as it comes. Several: each when it is finished.
   LeaderEvents events() {

@@ -19,7 +19,8 @@ int inspect_command(const std::vector<std::string>& arguments) {
     std::cout << Options::help(table);
     return 0;
   }
-  DROVER_CHECK(!o.text("file").empty(), ExitCode::kUsage, "drover inspect FILE: the file is missing");
+  DROVER_CHECK(!o.text("file").empty(), ExitCode::kUsage,
+               "drover inspect FILE: the file is missing");
   inspect(o.text("file"), !o.flag("no-verify"), std::cout);
   return 0;
 }

@@ -42,7 +42,10 @@ class Rank {
  public:
   Rank(const Options& options, const JobParts& parts, World& world, Interrupt& interrupt,
        Progress& progress)
-      : options_(options), parts_(parts), world_(world), interrupt_(interrupt),
+      : options_(options),
+        parts_(parts),
+        world_(world),
+        interrupt_(interrupt),
         progress_(progress) {}
 
   ExitCode run() {
@@ -131,7 +134,8 @@ class Rank {
     check_grid(a, grid_.tp, grid_.pp, source_->group());
     shard_ = make_shard(a, grid_.tp, grid_.slot_of(world_.rank()), grid_.pp,
                         grid_.stage_of(world_.rank()), source_->group());
-    if (world_.rank() == 0) log::info("{}: {}, {}", options_.text("model"), a.summary(), source_->description());
+    if (world_.rank() == 0)
+      log::info("{}: {}, {}", options_.text("model"), a.summary(), source_->description());
     make_backend();
     // MPI makes communicators in calls that cannot be interrupted: everybody must be on the way.
     meet(seconds, "opening of the store on all ranks");
@@ -141,18 +145,22 @@ class Rank {
     const int64_t logit_rows = std::min<int64_t>(limits_.step_tokens, 128);
     decoder_ = std::make_unique<Decoder>(*source_, shard_, *backend_, comms_, *cache_,
                                          limits_.step_tokens, logit_rows, progress_);
-    worker_ = std::make_unique<Worker>(
-        *decoder_, *backend_, comms_, *mailbox_, grid_, world_.rank(),
-        WorkerLimits{.slots = limits_.slots, .max_positions = limits_.max_positions,
-                     .step_tokens = limits_.step_tokens, .page_tokens = limits_.page_tokens,
-                     .pages = limits_.pages, .step_seconds = step_seconds()},
-        interrupt_, progress_);
-    log::info("shard: layers {}-{}, heads {}-{}, vocabulary {}-{}; weights {:.1f} MiB, KV {:.1f} MiB "
-              "in {} pages of {} tokens",
-              shard_.layers.begin, shard_.layers.end, shard_.heads.begin, shard_.heads.end,
-              shard_.vocab.begin, shard_.vocab.end,
-              static_cast<double>(decoder_->weight_bytes()) / (1 << 20),
-              static_cast<double>(kv_bytes()) / (1 << 20), kv_.pages, kv_.page_tokens);
+    worker_ =
+        std::make_unique<Worker>(*decoder_, *backend_, comms_, *mailbox_, grid_, world_.rank(),
+                                 WorkerLimits{.slots = limits_.slots,
+                                              .max_positions = limits_.max_positions,
+                                              .step_tokens = limits_.step_tokens,
+                                              .page_tokens = limits_.page_tokens,
+                                              .pages = limits_.pages,
+                                              .step_seconds = step_seconds()},
+                                 interrupt_, progress_);
+    log::info(
+        "shard: layers {}-{}, heads {}-{}, vocabulary {}-{}; weights {:.1f} MiB, KV {:.1f} MiB "
+        "in {} pages of {} tokens",
+        shard_.layers.begin, shard_.layers.end, shard_.heads.begin, shard_.heads.end,
+        shard_.vocab.begin, shard_.vocab.end,
+        static_cast<double>(decoder_->weight_bytes()) / (1 << 20),
+        static_cast<double>(kv_bytes()) / (1 << 20), kv_.pages, kv_.page_tokens);
     meet(seconds, "loading of all ranks");
   }
 
@@ -179,8 +187,8 @@ class Rank {
                  "--activations {}: expected bf16 or f32", type);
     threads_ = static_cast<int>(options_.integer("threads", 0, 4096));
     if (threads_ == 0) threads_ = default_threads();
-    backend_ = make_cpu_backend({.linear_type = type == "f32" ? Dtype::kF32 : Dtype::kBf16,
-                                 .threads = threads_});
+    backend_ = make_cpu_backend(
+        {.linear_type = type == "f32" ? Dtype::kF32 : Dtype::kBf16, .threads = threads_});
   }
 
   void make_comms() {
@@ -218,21 +226,24 @@ class Rank {
     limits_.batching = batching == "static" ? Batching::kStatic : Batching::kContinuous;
     limits_.order = parts_.order;
 
-    kv_ = {.format = kv_format(options_.text("kv")), .pages = 0, .page_tokens = limits_.page_tokens,
-           .kv_heads = static_cast<int32_t>(shard_.kv_heads.size()), .head_size = a.head_size};
+    kv_ = {.format = kv_format(options_.text("kv")),
+           .pages = 0,
+           .page_tokens = limits_.page_tokens,
+           .kv_heads = static_cast<int32_t>(shard_.kv_heads.size()),
+           .head_size = a.head_size};
     const auto page = static_cast<int64_t>(KvCache::page_bytes(kv_, shard_.layers.size()));
     const int64_t wanted = options_.bytes("kv-memory");
-    const int64_t memory = wanted != 0 ? wanted
-                                       : static_cast<int64_t>(memory_total_bytes() / 5) /
-                                             world_.local_size();
+    const int64_t memory =
+        wanted != 0 ? wanted : static_cast<int64_t>(memory_total_bytes() / 5) / world_.local_size();
     const int64_t per_sequence = limits_.max_positions / limits_.page_tokens + 2;
     const int64_t most = std::min<int64_t>(per_sequence * limits_.slots, INT32_MAX);
     const int64_t mine = std::min(most, memory / page);
     const int64_t pages = world_.agree_min(mine, interrupt_, 600);
-    DROVER_CHECK(pages >= 2, ExitCode::kUsage,
-                 "no room for one sequence: the KV cache has {} pages of {} tokens ({} bytes each on "
-                 "this rank); raise --kv-memory to {} at least",
-                 pages, limits_.page_tokens, page, 2 * page);
+    DROVER_CHECK(
+        pages >= 2, ExitCode::kUsage,
+        "no room for one sequence: the KV cache has {} pages of {} tokens ({} bytes each on "
+        "this rank); raise --kv-memory to {} at least",
+        pages, limits_.page_tokens, page, 2 * page);
     limits_.pages = kv_.pages = static_cast<int32_t>(pages);
   }
 
@@ -257,7 +268,8 @@ class Rank {
       try {
         worker_->run();
       } catch (const Error& e) {
-        interrupt_.raise(e.code(), fmt::format("rank 0 ({}): {}", progress_.phase.load(), e.what()));
+        interrupt_.raise(e.code(),
+                         fmt::format("rank 0 ({}): {}", progress_.phase.load(), e.what()));
       } catch (const std::exception& e) {
         interrupt_.raise(ExitCode::kInternal, fmt::format("rank 0: {}", e.what()));
       }
@@ -266,9 +278,19 @@ class Rank {
     ExitCode code = ExitCode::kOk;
     try {
       Leader leader(*mailbox_, grid_, limits_, interrupt_, step_seconds());
-      Job job{world_, grid_, *source_, leader, interrupt_, limits_, backend_->name(),
-              options_.text("kv"), options_.text("activations"), pages_json(), settings(),
-              versions(), [this] { give_up(interrupt_); }};
+      Job job{world_,
+              grid_,
+              *source_,
+              leader,
+              interrupt_,
+              limits_,
+              backend_->name(),
+              options_.text("kv"),
+              options_.text("activations"),
+              pages_json(),
+              settings(),
+              versions(),
+              [this] { give_up(interrupt_); }};
       job.versions["backend"] = backend_->description();
       code = parts_.body(job);
       leader.stop();
@@ -278,8 +300,8 @@ class Rank {
       interrupt_.raise(ExitCode::kInternal, e.what());
     }
     // A worker that hangs is not waited for; the results are on disk.
-    if (interrupt_.raised() && ended.get_future().wait_for(std::chrono::seconds(1)) !=
-                                   std::future_status::ready) {
+    if (interrupt_.raised() &&
+        ended.get_future().wait_for(std::chrono::seconds(1)) != std::future_status::ready) {
       give_up(interrupt_);
     }
     worker.join();
@@ -308,8 +330,8 @@ class Rank {
     const auto mib = [](uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
     for (size_t r = 0; r < everybody.size(); ++r) {
       const auto& m = everybody[r];
-      std::cout << fmt::format("{:>5} {:>14.1f} {:>14.1f} {:>14.1f}\n", r, mib(m.weights), mib(m.kv),
-                               mib(m.peak_rss));
+      std::cout << fmt::format("{:>5} {:>14.1f} {:>14.1f} {:>14.1f}\n", r, mib(m.weights),
+                               mib(m.kv), mib(m.peak_rss));
     }
     std::cout.flush();
   }
@@ -334,7 +356,6 @@ class Rank {
   std::unique_ptr<Worker> worker_;
 };
 
-
 }  // namespace
 
 int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body,
@@ -348,11 +369,11 @@ int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body
   try {
     code = body(world, interrupt, progress);
   } catch (const Error& e) {
-    interrupt.raise(e.code(), fmt::format("rank {} ({}): {}", world.rank(), progress.phase.load(),
-                                          e.what()));
+    interrupt.raise(e.code(),
+                    fmt::format("rank {} ({}): {}", world.rank(), progress.phase.load(), e.what()));
   } catch (const std::exception& e) {
-    interrupt.raise(ExitCode::kInternal, fmt::format("rank {} ({}): {}", world.rank(),
-                                                     progress.phase.load(), e.what()));
+    interrupt.raise(ExitCode::kInternal,
+                    fmt::format("rank {} ({}): {}", world.rank(), progress.phase.load(), e.what()));
   }
   progress.enter("leaving", 60);
   if (interrupt.raised()) {

@@ -24,11 +24,11 @@ struct Job {
   Leader& leader;
   Interrupt& interrupt;
   const ReplicaLimits& limits;
-  std::string backend;       // "cpu"
-  std::string kv;            // "fp8"
-  std::string activations;   // "bf16"
-  Json pages;                // count, tokens, bytes of a rank
-  Json settings;             // the resolved options
+  std::string backend;      // "cpu"
+  std::string kv;           // "fp8"
+  std::string activations;  // "bf16"
+  Json pages;               // count, tokens, bytes of a rank
+  Json settings;            // the resolved options
   Json versions;
   std::function<void()> give_up;  // ends the process with the interrupt's cause
 };
@@ -44,11 +44,11 @@ struct RankParts {
 };
 
 struct JobParts {
-  std::string log_dir;               // a log file for each rank; empty: none
+  std::string log_dir;  // a log file for each rank; empty: none
   QueueOrder order = QueueOrder::kArrival;
-  std::function<void()> prepare;     // rank 0, before anything expensive; may be null
+  std::function<void()> prepare;            // rank 0, before anything expensive; may be null
   std::function<void(RankParts&)> measure;  // every rank, once all have loaded; may be null
-  std::function<ExitCode(Job&)> body;  // rank 0, on the main thread
+  std::function<ExitCode(Job&)> body;       // rank 0, on the main thread
 };
 
 // Runs the job on all ranks and returns the exit code, the same on each.

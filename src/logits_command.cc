@@ -33,11 +33,12 @@ std::vector<Sequence> read_sequences(const std::string& file, int32_t vocab) {
                   e.what());
     }
     DROVER_CHECK(s.from >= 0 && s.from < static_cast<int32_t>(s.tokens.size()), ExitCode::kBadInput,
-                 "{}: sequence {}: from {} of {} tokens", file, all.size(), s.from, s.tokens.size());
+                 "{}: sequence {}: from {} of {} tokens", file, all.size(), s.from,
+                 s.tokens.size());
     for (int32_t t : s.tokens) {
       DROVER_CHECK(t >= 0 && t < vocab, ExitCode::kBadInput,
-                   "{}: sequence {}: token id {} is not of the vocabulary of {}", file, all.size(), t,
-                   vocab);
+                   "{}: sequence {}: token id {} is not of the vocabulary of {}", file, all.size(),
+                   t, vocab);
     }
     s.place = rows;
     rows += s.tokens.size() - static_cast<size_t>(s.from);
@@ -79,7 +80,8 @@ ExitCode logits(const Options& o, Job& job) {
   DROVER_CHECK(!out.fail(), ExitCode::kEnvironment, "{}: writing failed: is the disk full?", file);
   Json index{{"vocab", vocab}, {"sequences", Json::array()}};
   for (const auto& s : sequences) {
-    index["sequences"].push_back({{"row", s.place}, {"from", s.from},
+    index["sequences"].push_back({{"row", s.place},
+                                  {"from", s.from},
                                   {"rows", s.tokens.size() - static_cast<size_t>(s.from)}});
   }
   write_json(o.text("out") + "/index.json", index);

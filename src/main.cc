@@ -21,7 +21,8 @@ struct Command {
 
 const std::map<std::string, Command>& commands() {
   static const std::map<std::string, Command> all{
-      {"run", {"the benchmark: a model under MLPerf's LoadGen (start it with mpirun)", run_command}},
+      {"run",
+       {"the benchmark: a model under MLPerf's LoadGen (start it with mpirun)", run_command}},
       {"generate", {"answer a question, or a dataset's samples", generate_command}},
       {"bench", {"measure steps of the engine, or the communicator (step, comm)", bench_command}},
       {"inspect", {"what a model store or dataset holds; verifies it", inspect_command}},
@@ -31,9 +32,10 @@ const std::map<std::string, Command>& commands() {
 }
 
 void print_help() {
-  std::cout << "drover runs an INT4 language model sharded over MPI ranks under MLPerf's LoadGen.\n\n"
-               "  mpirun -np 2 drover run --model model.h5 --dataset data.h5 --pp 2 --out results/x\n"
-               "\nsubcommands (each has --help):\n";
+  std::cout
+      << "drover runs an INT4 language model sharded over MPI ranks under MLPerf's LoadGen.\n\n"
+         "  mpirun -np 2 drover run --model model.h5 --dataset data.h5 --pp 2 --out results/x\n"
+         "\nsubcommands (each has --help):\n";
   for (const auto& [name, c] : commands()) std::cout << fmt::format("  {:<10} {}\n", name, c.help);
   std::cout << "  --version  of drover and the libraries in it\n";
 }

@@ -14,10 +14,11 @@ std::unique_ptr<Dataset> open_dataset(const std::string& spec, const WeightSourc
                "tokenizer; import the data again with this model's",
                spec, dataset->vocab(), source.architecture().vocab);
   const std::string model = source.tokenizer_sha256();
-  DROVER_CHECK(model.empty() || dataset->tokenizer_sha256() == model, ExitCode::kBadInput,
-               "{}: made with another tokenizer (sha256 {:.12}..., the model's is {:.12}...): import "
-               "the data again with this model's",
-               spec, dataset->tokenizer_sha256(), model);
+  DROVER_CHECK(
+      model.empty() || dataset->tokenizer_sha256() == model, ExitCode::kBadInput,
+      "{}: made with another tokenizer (sha256 {:.12}..., the model's is {:.12}...): import "
+      "the data again with this model's",
+      spec, dataset->tokenizer_sha256(), model);
   return dataset;
 }
 

@@ -29,9 +29,9 @@ ServeOptions serve_options(const Options& o) {
   s.demo = o.flag("demo");
   s.model_name = o.text("benchmark");
   if (s.model_name.empty()) {
-    s.model_name = s.demo                                   ? "drover-demo"
+    s.model_name = s.demo                                 ? "drover-demo"
                    : s.scenario == Scenario::kInteractive ? "llama2-70b-interactive"
-                                                            : "llama2-70b";
+                                                          : "llama2-70b";
   }
   s.user_conf = o.text("user-conf");
   s.audit_conf = o.text("audit-conf");

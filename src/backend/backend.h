@@ -54,7 +54,7 @@ struct KvShape {
   KvFormat format = KvFormat::kFp8;
   int32_t pages = 0;
   int32_t page_tokens = 16;
-  int32_t kv_heads = 0;   // on this rank
+  int32_t kv_heads = 0;  // on this rank
   int32_t head_size = 0;
 };
 
@@ -63,10 +63,10 @@ struct KvShape {
 struct StepRows {
   int32_t rows = 0;
   int32_t chunks = 0;
-  const int32_t* row_slot = nullptr;     // [rows] the slot of the row's sequence
-  const int32_t* row_position = nullptr; // [rows] its position in the sequence
-  const int32_t* chunk_row = nullptr;    // [chunks + 1] first row of each chunk, and the end
-  const int32_t* page_table = nullptr;   // [slots, max_pages] page ids of each slot
+  const int32_t* row_slot = nullptr;      // [rows] the slot of the row's sequence
+  const int32_t* row_position = nullptr;  // [rows] its position in the sequence
+  const int32_t* chunk_row = nullptr;     // [chunks + 1] first row of each chunk, and the end
+  const int32_t* page_table = nullptr;    // [slots, max_pages] page ids of each slot
   int32_t max_pages = 0;
 };
 
@@ -82,11 +82,12 @@ struct DeviceEvent {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string name() const = 0;           // "cpu"
-  virtual std::string description() const = 0;    // device, library versions, ISA: for environment.json
+  virtual std::string name() const = 0;  // "cpu"
+  virtual std::string description()
+      const = 0;  // device, library versions, ISA: for environment.json
   virtual Dtype activation_dtype() const = 0;
   virtual int64_t padded_rows(int64_t rows) const = 0;
-  virtual Stream stream() = 0;                    // the compute stream; null on the CPU
+  virtual Stream stream() = 0;  // the compute stream; null on the CPU
 
   // Memory. alloc: 64-byte aligned or more; throws kEnvironment saying what was for and how much.
   virtual void* alloc(size_t bytes, std::string_view purpose) = 0;
@@ -127,7 +128,8 @@ class Backend {
                       Stream s) = 0;
 
   // out[r, j] = in[index[j] / segment_cols][r][index[j] % segment_cols]: the input of an act-order
-  // linear.  in [segments, rows, segment_cols] (an all-gather's layout), index [cols], out [rows, cols].
+  // linear.  in [segments, rows, segment_cols] (an all-gather's layout), index [cols], out [rows,
+  // cols].
   virtual void gather_columns(const void* in, int64_t segments, int64_t segment_cols,
                               const int32_t* index, void* out, int64_t rows, int64_t cols,
                               Stream s) = 0;
@@ -147,9 +149,10 @@ class Backend {
   };
   virtual void rope_append(const RopeAppend& a, const StepRows& step, Stream s) = 0;
 
-  // Causal attention of each row over the cache positions [0, row_position], scale 1/sqrt(head_size).
-  // Reads keys and values from the cache only, so that cutting a prompt into chunks changes nothing.
-  // out [rows, heads * head_size]; query head h reads KV head h / (heads / kv_heads).
+  // Causal attention of each row over the cache positions [0, row_position], scale
+  // 1/sqrt(head_size). Reads keys and values from the cache only, so that cutting a prompt into
+  // chunks changes nothing. out [rows, heads * head_size]; query head h reads KV head h / (heads /
+  // kv_heads).
   struct Attention {
     const void* qkv = nullptr;  // as RopeAppend leaves it
     void* out = nullptr;
@@ -159,7 +162,8 @@ class Backend {
   };
   virtual void attention(const Attention& a, const StepRows& step, Stream s) = 0;
 
-  // out[r, j] = silu(in[r, j]) * in[r, features + j]:  in [rows, 2 * features], out [rows, features].
+  // out[r, j] = silu(in[r, j]) * in[r, features + j]:  in [rows, 2 * features], out [rows,
+  // features].
   virtual void silu_gate(const void* in, void* out, int64_t rows, int64_t features, Stream s) = 0;
 
   // The best token of each row; the lowest id wins a tie; NaN never wins. Rows whose
@@ -172,7 +176,7 @@ class Backend {
     const uint8_t* forbid_eos = nullptr;  // [rows]
     const int32_t* eos_ids = nullptr;     // [eos_count]
     int32_t eos_count = 0;
-    Candidate* out = nullptr;             // [rows]
+    Candidate* out = nullptr;  // [rows]
   };
   virtual void argmax(const Argmax& a, Stream s) = 0;
   // ids[r] = the best of candidates[0..shards)[r].  candidates [shards, rows].

@@ -13,10 +13,13 @@ enum class Dtype : uint8_t { kF32, kF16, kBf16, kFp8E4m3, kI32, kI8, kU8 };
 constexpr size_t dtype_bytes(Dtype t) {
   switch (t) {
     case Dtype::kF32:
-    case Dtype::kI32: return 4;
+    case Dtype::kI32:
+      return 4;
     case Dtype::kF16:
-    case Dtype::kBf16: return 2;
-    default: return 1;
+    case Dtype::kBf16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
@@ -37,15 +40,15 @@ struct WeightTensor {
   int64_t cols = 0;
   int32_t group = 0;  // elements of K that share a scale: 32, 64 or 128; 0 for float formats
   ZeroKind zero = ZeroKind::kSymmetric;
-  Dtype scale_dtype = Dtype::kF16;       // of scales and minimums: kF16 or kBf16
-  std::vector<uint8_t> codes;            // int4 [rows, cols/2], low nibble = even column;
-                                         // int8 [rows, cols]; floats: raw little-endian bytes
-  std::vector<uint16_t> scales;          // [rows, cols/group] bit patterns
-  std::vector<uint8_t> zeros;            // [rows, cols/group], kZeroPoints only
-  std::vector<uint16_t> minimums;        // [rows, cols/group] bit patterns, kMinimums only
+  Dtype scale_dtype = Dtype::kF16;  // of scales and minimums: kF16 or kBf16
+  std::vector<uint8_t> codes;       // int4 [rows, cols/2], low nibble = even column;
+                                    // int8 [rows, cols]; floats: raw little-endian bytes
+  std::vector<uint16_t> scales;     // [rows, cols/group] bit patterns
+  std::vector<uint8_t> zeros;       // [rows, cols/group], kZeroPoints only
+  std::vector<uint16_t> minimums;   // [rows, cols/group] bit patterns, kMinimums only
   // GPTQ act-order: stored column j multiplies input feature permutation[j]. Empty: identity.
   // In a column shard: the slice of the whole permutation that belongs to the stored columns.
-  std::vector<int32_t> permutation;      // [cols]
+  std::vector<int32_t> permutation;  // [cols]
 
   size_t bytes() const {
     return codes.size() + scales.size() * 2 + zeros.size() + minimums.size() * 2 +

@@ -46,11 +46,11 @@ class Error : public std::runtime_error {
   } while (false)
 
 // For invariants: prints both operands.
-#define DROVER_CHECK_EQ(a, b)                                                                     \
-  do {                                                                                            \
-    const auto& drover_a_ = (a);                                                                  \
-    const auto& drover_b_ = (b);                                                                  \
-    if (!(drover_a_ == drover_b_))                                                                \
-      DROVER_FAIL(::drover::ExitCode::kInternal, "{}:{}: {} == {} does not hold: {} and {}",      \
-                  __FILE__, __LINE__, #a, #b, drover_a_, drover_b_);                              \
+#define DROVER_CHECK_EQ(a, b)                                                                \
+  do {                                                                                       \
+    const auto& drover_a_ = (a);                                                             \
+    const auto& drover_b_ = (b);                                                             \
+    if (!(drover_a_ == drover_b_))                                                           \
+      DROVER_FAIL(::drover::ExitCode::kInternal, "{}:{}: {} == {} does not hold: {} and {}", \
+                  __FILE__, __LINE__, #a, #b, drover_a_, drover_b_);                         \
   } while (false)

@@ -15,8 +15,8 @@ using Clock = std::chrono::steady_clock;
 using Deadline = Clock::time_point;
 
 inline Deadline deadline_in(double seconds) {
-  return Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                            std::chrono::duration<double>(seconds));
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 // The first cause of a failure, known on this rank. Any thread may raise it; the first one wins.
@@ -41,9 +41,9 @@ class Interrupt {
 // What the watchdog tells of this rank: it advances whenever the worker gets something done.
 struct Progress {
   std::atomic<uint64_t> ticks{0};
-  std::atomic<bool> waiting{false};             // in a wait for a peer (the peer is to blame)
-  std::atomic<const char*> phase{"start-up"};   // string literals only
-  std::atomic<int> patience_seconds{120};       // longest time without a tick in this phase
+  std::atomic<bool> waiting{false};            // in a wait for a peer (the peer is to blame)
+  std::atomic<const char*> phase{"start-up"};  // string literals only
+  std::atomic<int> patience_seconds{120};      // longest time without a tick in this phase
   // Start-up and loading are given time; steps are not.
   void enter(const char* name, int patience) noexcept {
     phase.store(name);

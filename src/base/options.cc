@@ -60,13 +60,13 @@ Options Options::parse(std::span<const OptionRow> table, const std::vector<std::
   for (const auto& p : positional) places.add(p.c_str(), 1);
   po::variables_map map;
   try {
-    po::store(po::command_line_parser(arguments)
-                  .options(all)
-                  .positional(places)
-                  .style(po::command_line_style::default_style &
-                         ~po::command_line_style::allow_guessing)
-                  .run(),
-              map);
+    po::store(
+        po::command_line_parser(arguments)
+            .options(all)
+            .positional(places)
+            .style(po::command_line_style::default_style & ~po::command_line_style::allow_guessing)
+            .run(),
+        map);
   } catch (const po::unknown_option& e) {
     DROVER_FAIL(ExitCode::kUsage, "unknown option {}{} (--help lists them)", e.get_option_name(),
                 nearest(table, e.get_option_name()));
@@ -98,9 +98,8 @@ Options Options::parse(std::span<const OptionRow> table, const std::vector<std::
 std::string Options::help(std::span<const OptionRow> table) {
   std::string text;
   for (const auto& row : table) {
-    const std::string value = is_switch(row) || row.value[0] == 0
-                                  ? ""
-                                  : fmt::format(" [{}]", row.value);
+    const std::string value =
+        is_switch(row) || row.value[0] == 0 ? "" : fmt::format(" [{}]", row.value);
     text += fmt::format("  --{:<18} {}{}\n", row.name, row.help, value);
   }
   return text;
@@ -156,8 +155,8 @@ int64_t Options::bytes(const std::string& name) const {
   const auto& v = text(name);
   if (v.empty()) return 0;
   static const std::map<std::string, double> units{
-      {"", 1},          {"B", 1},         {"K", 1e3},       {"KB", 1e3},      {"M", 1e6},
-      {"MB", 1e6},      {"G", 1e9},       {"GB", 1e9},      {"T", 1e12},      {"TB", 1e12},
+      {"", 1},          {"B", 1},         {"K", 1e3},       {"KB", 1e3},       {"M", 1e6},
+      {"MB", 1e6},      {"G", 1e9},       {"GB", 1e9},      {"T", 1e12},       {"TB", 1e12},
       {"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1LL << 40}};
   size_t used = 0;
   double value = -1;

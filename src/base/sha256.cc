@@ -18,9 +18,9 @@ struct Sha256::State {
 };
 
 Sha256::Sha256() : state_(std::make_unique<State>()) {
-  DROVER_CHECK(state_->context != nullptr &&
-                   EVP_DigestInit_ex(state_->context, EVP_sha256(), nullptr) == 1,
-               ExitCode::kEnvironment, "libcrypto cannot start a SHA-256 digest");
+  DROVER_CHECK(
+      state_->context != nullptr && EVP_DigestInit_ex(state_->context, EVP_sha256(), nullptr) == 1,
+      ExitCode::kEnvironment, "libcrypto cannot start a SHA-256 digest");
 }
 
 Sha256::~Sha256() = default;
@@ -33,8 +33,8 @@ void Sha256::update(const void* data, size_t bytes) {
 std::string Sha256::hex() {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
   unsigned int size = 0;
-  DROVER_CHECK(EVP_DigestFinal_ex(state_->context, digest.data(), &size) == 1,
-               ExitCode::kInternal, "libcrypto: SHA-256 end failed");
+  DROVER_CHECK(EVP_DigestFinal_ex(state_->context, digest.data(), &size) == 1, ExitCode::kInternal,
+               "libcrypto: SHA-256 end failed");
   std::string out;
   for (unsigned int i = 0; i < size; ++i) out += fmt::format("{:02x}", digest[i]);
   return out;

@@ -30,10 +30,11 @@ std::string Grid::text() const { return fmt::format("tp {} x pp {} x dp {}", tp,
 
 Grid make_grid(int tp, int pp, int dp, int world_size) {
   DROVER_CHECK(tp >= 0 && pp >= 0 && dp >= 0, ExitCode::kUsage,
-               "--tp {} --pp {} --dp {}: sizes of the grid are at least 1 (0: what is left)", tp, pp,
-               dp);
+               "--tp {} --pp {} --dp {}: sizes of the grid are at least 1 (0: what is left)", tp,
+               pp, dp);
   const int open = (tp == 0) + (pp == 0) + (dp == 0);
-  DROVER_CHECK(open <= 1, ExitCode::kUsage, "only one of --tp, --pp and --dp may be 0 (what is left)");
+  DROVER_CHECK(open <= 1, ExitCode::kUsage,
+               "only one of --tp, --pp and --dp may be 0 (what is left)");
   constexpr int kMost = 1 << 20;  // of each, so that their product fits
   DROVER_CHECK(tp <= kMost && pp <= kMost && dp <= kMost, ExitCode::kUsage,
                "--tp {} --pp {} --dp {}: sizes of the grid are at most {}", tp, pp, dp, kMost);

@@ -16,10 +16,10 @@ inline std::string mpi_error_text(int code) {
 
 }  // namespace drover
 
-#define DROVER_MPI(call)                                                                      \
-  do {                                                                                        \
-    const int drover_mpi_ = (call);                                                           \
-    if (drover_mpi_ != MPI_SUCCESS)                                                           \
-      DROVER_FAIL(::drover::ExitCode::kLostPeer, "{} failed: {}", #call,                      \
-                  ::drover::mpi_error_text(drover_mpi_));                                     \
+#define DROVER_MPI(call)                                                 \
+  do {                                                                   \
+    const int drover_mpi_ = (call);                                      \
+    if (drover_mpi_ != MPI_SUCCESS)                                      \
+      DROVER_FAIL(::drover::ExitCode::kLostPeer, "{} failed: {}", #call, \
+                  ::drover::mpi_error_text(drover_mpi_));                \
   } while (false)

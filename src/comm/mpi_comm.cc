@@ -19,7 +19,10 @@ constexpr size_t kOneRoundBytes = 64 << 10;
 class MpiComm final : public Comm {
  public:
   MpiComm(MPI_Comm comm, std::string name, Interrupt& interrupt, Progress* progress, double seconds)
-      : comm_(comm), name_(std::move(name)), interrupt_(interrupt), progress_(progress),
+      : comm_(comm),
+        name_(std::move(name)),
+        interrupt_(interrupt),
+        progress_(progress),
         seconds_(seconds) {
     DROVER_MPI(MPI_Comm_rank(comm_, &rank_));
     DROVER_MPI(MPI_Comm_size(comm_, &size_));
@@ -80,8 +83,8 @@ class MpiComm final : public Comm {
     const auto* first = static_cast<const std::byte*>(buffer);
     sends_.push_back({std::vector<std::byte>(first, first + bytes), MPI_REQUEST_NULL});
     auto& s = sends_.back();
-    DROVER_MPI(MPI_Isend(s.bytes.data(), checked_count(bytes), MPI_BYTE, peer, kTag, comm_,
-                         &s.request));
+    DROVER_MPI(
+        MPI_Isend(s.bytes.data(), checked_count(bytes), MPI_BYTE, peer, kTag, comm_, &s.request));
   }
 
   void recv(void* buffer, size_t bytes, int peer, void*) override {
@@ -102,13 +105,13 @@ class MpiComm final : public Comm {
   }
   void start_recv(void* buffer, size_t bytes, int peer) {
     requests_.push_back(MPI_REQUEST_NULL);
-    DROVER_MPI(MPI_Irecv(buffer, checked_count(bytes), MPI_BYTE, peer, kTag, comm_,
-                         &requests_.back()));
+    DROVER_MPI(
+        MPI_Irecv(buffer, checked_count(bytes), MPI_BYTE, peer, kTag, comm_, &requests_.back()));
   }
   void start_send(const void* buffer, size_t bytes, int peer) {
     requests_.push_back(MPI_REQUEST_NULL);
-    DROVER_MPI(MPI_Isend(buffer, checked_count(bytes), MPI_BYTE, peer, kTag, comm_,
-                         &requests_.back()));
+    DROVER_MPI(
+        MPI_Isend(buffer, checked_count(bytes), MPI_BYTE, peer, kTag, comm_, &requests_.back()));
   }
 
   void finish(const char* what) {
@@ -142,7 +145,8 @@ class MpiComm final : public Comm {
     scratch_.resize(std::max(scratch_.size(), count * static_cast<size_t>(size_)));
     all_gather(data, scratch_.data(), count * sizeof(float), nullptr);
     std::copy_n(scratch_.data(), count, data);
-    for (int p = 1; p < size_; ++p) add(scratch_.data() + count * static_cast<size_t>(p), data, count);
+    for (int p = 1; p < size_; ++p)
+      add(scratch_.data() + count * static_cast<size_t>(p), data, count);
   }
 
   void sum_in_slices(float* data, size_t count) {

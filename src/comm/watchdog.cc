@@ -103,7 +103,8 @@ class MpiWatchdog final : public Watchdog {
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
       }
     } catch (const std::exception& e) {
-      interrupt_.raise(ExitCode::kLostPeer, fmt::format("rank {}: keep-alive: {}", rank_, e.what()));
+      interrupt_.raise(ExitCode::kLostPeer,
+                       fmt::format("rank {}: keep-alive: {}", rank_, e.what()));
     }
   }
 
@@ -182,12 +183,18 @@ class MpiWatchdog final : public Watchdog {
       DROVER_MPI(MPI_Mrecv(&m, sizeof(m), MPI_BYTE, &handle, &status));
       m.text[sizeof(m.text) - 1] = 0;
       switch (m.kind) {
-        case Message::Kind::kBeat: note_beat(status.MPI_SOURCE, m); break;
-        case Message::Kind::kFailure: take_failure({static_cast<ExitCode>(m.code), m.text, true}); break;
+        case Message::Kind::kBeat:
+          note_beat(status.MPI_SOURCE, m);
+          break;
+        case Message::Kind::kFailure:
+          take_failure({static_cast<ExitCode>(m.code), m.text, true});
+          break;
         case Message::Kind::kLeave:
           if (rank_ == 0) states_[static_cast<size_t>(status.MPI_SOURCE)].leaving = true;
           break;
-        case Message::Kind::kLeaveAgreed: agreed_ = true; break;
+        case Message::Kind::kLeaveAgreed:
+          agreed_ = true;
+          break;
       }
     }
   }
@@ -214,8 +221,8 @@ class MpiWatchdog final : public Watchdog {
   void end_if_stuck() {
     if (leaving_ || Clock::now() < give_up_at_) return;
     const FirstCause cause = first_cause(0);
-    log::error("{} (exit code {}); this process ends with threads that did not: phase {}", cause.text,
-               static_cast<int>(cause.code), progress_.phase.load());
+    log::error("{} (exit code {}); this process ends with threads that did not: phase {}",
+               cause.text, static_cast<int>(cause.code), progress_.phase.load());
     log::flush();
     std::_Exit(static_cast<int>(cause.code));
   }
@@ -277,8 +284,9 @@ class MpiWatchdog final : public Watchdog {
   }
 
   void lost(int peer, const std::string& what) {
-    interrupt_.raise(ExitCode::kLostPeer, fmt::format("rank {} on {} {}", peer,
-                                                      peers_[static_cast<size_t>(peer)].host, what));
+    interrupt_.raise(
+        ExitCode::kLostPeer,
+        fmt::format("rank {} on {} {}", peer, peers_[static_cast<size_t>(peer)].host, what));
   }
 
   void watch_signals() {
@@ -292,8 +300,9 @@ class MpiWatchdog final : public Watchdog {
     for (size_t p = 0; p < states_.size(); ++p) {
       const double silent = since(states_[p].heard);
       if (static_cast<int>(p) == rank_ || silent < kSuspectSeconds || states_[p].leaving) continue;
-      return lost(static_cast<int>(p),
-                  fmt::format("died or hangs: silent for {:.0f} s when the job was terminated", silent));
+      return lost(
+          static_cast<int>(p),
+          fmt::format("died or hangs: silent for {:.0f} s when the job was terminated", silent));
     }
     interrupt_.raise(ExitCode::kLostPeer,
                      "terminated (SIGTERM): a rank was lost, or the job was cancelled");

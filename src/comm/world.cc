@@ -46,7 +46,8 @@ std::vector<Peer> exchange_peers(MPI_Comm comm, int size) {
   mine.pid = getpid();
   mine.pid_namespace = pid_namespace();
   std::vector<PeerRecord> all(static_cast<size_t>(size));
-  DROVER_MPI(MPI_Allgather(&mine, sizeof(mine), MPI_BYTE, all.data(), sizeof(mine), MPI_BYTE, comm));
+  DROVER_MPI(
+      MPI_Allgather(&mine, sizeof(mine), MPI_BYTE, all.data(), sizeof(mine), MPI_BYTE, comm));
   std::vector<Peer> peers;
   for (const auto& p : all) peers.push_back({p.host, p.pid, p.pid_namespace});
   return peers;
@@ -67,10 +68,11 @@ void await(MPI_Request& request, const Interrupt& interrupt, double seconds, con
 World::World() : impl_(std::make_unique<Impl>()) {
   int provided = 0;
   const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
-  DROVER_CHECK(code == MPI_SUCCESS, ExitCode::kEnvironment,
-               "MPI could not start (code {}): start drover with the mpirun of the MPI it was built "
-               "with",
-               code);
+  DROVER_CHECK(
+      code == MPI_SUCCESS, ExitCode::kEnvironment,
+      "MPI could not start (code {}): start drover with the mpirun of the MPI it was built "
+      "with",
+      code);
   DROVER_CHECK(provided == MPI_THREAD_MULTIPLE, ExitCode::kEnvironment,
                "this MPI gives thread level {}, drover needs MPI_THREAD_MULTIPLE ({}): rank 0 has "
                "threads that all communicate; use an MPI built with thread support",

@@ -40,8 +40,8 @@ class World {
   // Communicator over all ranks for the backend's data, used by one thread. Every wait of it ends
   // after `seconds` with kLostPeer. `progress` may be null. Collective.
   std::unique_ptr<Comm> make_comm(Interrupt& interrupt, Progress* progress, double seconds);
-  std::unique_ptr<Mailbox> make_mailbox();                                     // collective
-  std::unique_ptr<Watchdog> make_watchdog(Interrupt&, Progress&);              // collective
+  std::unique_ptr<Mailbox> make_mailbox();                         // collective
+  std::unique_ptr<Watchdog> make_watchdog(Interrupt&, Progress&);  // collective
   // The smallest of everybody's values. Collective; ends like make_comm's waits.
   int64_t agree_min(int64_t value, const Interrupt& interrupt, double seconds);
   // Nobody leaves before everybody has come. Collective.

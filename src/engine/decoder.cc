@@ -6,10 +6,17 @@
 
 namespace drover {
 
-Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend, const ShardComms& comms,
-                 KvCache& cache, int64_t max_rows, int64_t logit_rows, Progress& progress)
-    : arch_(source.architecture()), shard_(shard), backend_(backend), comms_(comms), cache_(cache),
-      progress_(progress), max_rows_(max_rows), logit_rows_(logit_rows) {
+Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
+                 const ShardComms& comms, KvCache& cache, int64_t max_rows, int64_t logit_rows,
+                 Progress& progress)
+    : arch_(source.architecture()),
+      shard_(shard),
+      backend_(backend),
+      comms_(comms),
+      cache_(cache),
+      progress_(progress),
+      max_rows_(max_rows),
+      logit_rows_(logit_rows) {
   load(source);
 
   const size_t element = dtype_bytes(backend.activation_dtype());
@@ -40,7 +47,8 @@ Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend, con
   }
   if (shard.last()) {
     selected_ = buffer(out_rows, hidden);
-    logits_ = DeviceArray<float>(backend, out_rows * static_cast<size_t>(shard.vocab.size()), "logits");
+    logits_ =
+        DeviceArray<float>(backend, out_rows * static_cast<size_t>(shard.vocab.size()), "logits");
     candidates_ = DeviceArray<Candidate>(
         backend, static_cast<size_t>(1 + shard.tp) * static_cast<size_t>(logit_rows), "candidates");
   }
@@ -126,14 +134,28 @@ void Decoder::forward(const StepRows& step, const int32_t* tokens, int64_t max_t
   const void* delta = nullptr;  // what the last block adds to the residual stream  [n, hidden]
   for (size_t i = 0; i < layers_.size(); ++i) {
     const auto& w = layers_[i];
-    backend_.norm({.residual = residual_.data(), .delta = delta, .weight = w.attn_norm.data(),
-                   .out = normed_.data(), .rows = n, .features = arch_.hidden,
-                   .epsilon = arch_.norm_epsilon, .select = nullptr, .out_rows = n}, s);
+    backend_.norm({.residual = residual_.data(),
+                   .delta = delta,
+                   .weight = w.attn_norm.data(),
+                   .out = normed_.data(),
+                   .rows = n,
+                   .features = arch_.hidden,
+                   .epsilon = arch_.norm_epsilon,
+                   .select = nullptr,
+                   .out_rows = n},
+                  s);
     attention_block(w, cache_.layer(i), step);  // normed_ -> delta_
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
-    backend_.norm({.residual = residual_.data(), .delta = delta_.data(), .weight = w.mlp_norm.data(),
-                   .out = normed_.data(), .rows = n, .features = arch_.hidden,
-                   .epsilon = arch_.norm_epsilon, .select = nullptr, .out_rows = n}, s);
+    backend_.norm({.residual = residual_.data(),
+                   .delta = delta_.data(),
+                   .weight = w.mlp_norm.data(),
+                   .out = normed_.data(),
+                   .rows = n,
+                   .features = arch_.hidden,
+                   .epsilon = arch_.norm_epsilon,
+                   .select = nullptr,
+                   .out_rows = n},
+                  s);
     mlp_block(w, n);  // normed_ -> delta_
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
     delta = delta_.data();
@@ -141,8 +163,15 @@ void Decoder::forward(const StepRows& step, const int32_t* tokens, int64_t max_t
   }
 
   // The residual stream leaves the stage whole.
-  backend_.norm({.residual = residual_.data(), .delta = delta, .weight = nullptr, .out = nullptr,
-                 .rows = n, .features = arch_.hidden, .epsilon = 0, .select = nullptr, .out_rows = 0},
+  backend_.norm({.residual = residual_.data(),
+                 .delta = delta,
+                 .weight = nullptr,
+                 .out = nullptr,
+                 .rows = n,
+                 .features = arch_.hidden,
+                 .epsilon = 0,
+                 .select = nullptr,
+                 .out_rows = 0},
                 s);
   if (!shard_.last()) {
     comms_.pipeline->send(residual_.data(), count * dtype_bytes(type), shard_.stage + 1, s);
@@ -154,16 +183,23 @@ void Decoder::attention_block(const DecoderLayer& w, const KvLayer& kv, const St
   const int64_t n = step.rows;
   const auto heads = static_cast<int32_t>(shard_.heads.size());
   const void* in = column_input(normed_.data(), w.qkv_index, n);
-  backend_.linear(*w.qkv, in, qkv_.data(), n, false, s);            // [n, q + k + v]
-  backend_.rope_append({.qkv = qkv_.data(), .heads = heads,
+  backend_.linear(*w.qkv, in, qkv_.data(), n, false, s);  // [n, q + k + v]
+  backend_.rope_append({.qkv = qkv_.data(),
+                        .heads = heads,
                         .inverse_frequencies = inverse_frequencies_.data(),
                         .rope_dims = arch_.rope_dims,
                         .half_pairing = arch_.rope_pairing == RopePairing::kHalf,
-                        .shape = cache_.shape(), .cache = kv}, step, s);
-  backend_.attention({.qkv = qkv_.data(), .out = attended_.data(), .heads = heads,
-                      .shape = cache_.shape(), .cache = kv}, step, s);  // [n, heads * head]
+                        .shape = cache_.shape(),
+                        .cache = kv},
+                       step, s);
+  backend_.attention({.qkv = qkv_.data(),
+                      .out = attended_.data(),
+                      .heads = heads,
+                      .shape = cache_.shape(),
+                      .cache = kv},
+                     step, s);  // [n, heads * head]
   in = row_input(attended_.data(), w.o_index, n, int64_t{heads} * arch_.head_size);
-  backend_.linear(*w.o, in, delta_.data(), n, false, s);            // [n, hidden], a partial sum
+  backend_.linear(*w.o, in, delta_.data(), n, false, s);  // [n, hidden], a partial sum
 }
 
 void Decoder::mlp_block(const DecoderLayer& w, int64_t n) {
@@ -173,14 +209,15 @@ void Decoder::mlp_block(const DecoderLayer& w, int64_t n) {
   backend_.linear(*w.gate_up, in, gate_up_.data(), n, false, s);    // [n, 2 * inner]
   backend_.silu_gate(gate_up_.data(), gated_.data(), n, inner, s);  // [n, inner]
   in = row_input(gated_.data(), w.down_index, n, inner);
-  backend_.linear(*w.down, in, delta_.data(), n, false, s);         // [n, hidden], a partial sum
+  backend_.linear(*w.down, in, delta_.data(), n, false, s);  // [n, hidden], a partial sum
 }
 
 // Act-order, weights split by rows: every slot has the whole input and gathers all of its columns.
 const void* Decoder::column_input(const void* in, const DeviceArray<int32_t>& index, int64_t rows) {
   if (index.size() == 0) return in;
   const auto cols = static_cast<int64_t>(index.size());
-  backend_.gather_columns(in, 1, cols, index.data(), permuted_.data(), rows, cols, backend_.stream());
+  backend_.gather_columns(in, 1, cols, index.data(), permuted_.data(), rows, cols,
+                          backend_.stream());
   return permuted_.data();
 }
 
@@ -189,7 +226,8 @@ const void* Decoder::row_input(const void* in, const DeviceArray<int32_t>& index
                                int64_t local_cols) {
   if (index.size() == 0) return in;
   Stream s = backend_.stream();
-  const size_t bytes = static_cast<size_t>(rows * local_cols) * dtype_bytes(backend_.activation_dtype());
+  const size_t bytes =
+      static_cast<size_t>(rows * local_cols) * dtype_bytes(backend_.activation_dtype());
   comms_.tensor->all_gather(in, gathered_.data(), bytes, s);  // [tp, rows, local_cols]
   backend_.gather_columns(gathered_.data(), shard_.tp, local_cols, index.data(), permuted_.data(),
                           rows, static_cast<int64_t>(index.size()), s);
@@ -200,10 +238,18 @@ const float* Decoder::logits(const StepRows& step, const int32_t* select, int64_
   DROVER_CHECK(rows <= logit_rows_, ExitCode::kInternal, "{} rows of logits, room for {}", rows,
                logit_rows_);
   Stream s = backend_.stream();
-  backend_.norm({.residual = residual_.data(), .delta = nullptr, .weight = final_norm_.data(),
-                 .out = selected_.data(), .rows = step.rows, .features = arch_.hidden,
-                 .epsilon = arch_.norm_epsilon, .select = select, .out_rows = rows}, s);
-  backend_.linear(*output_, selected_.data(), logits_.data(), rows, true, s);  // [rows, vocab shard]
+  backend_.norm({.residual = residual_.data(),
+                 .delta = nullptr,
+                 .weight = final_norm_.data(),
+                 .out = selected_.data(),
+                 .rows = step.rows,
+                 .features = arch_.hidden,
+                 .epsilon = arch_.norm_epsilon,
+                 .select = select,
+                 .out_rows = rows},
+                s);
+  backend_.linear(*output_, selected_.data(), logits_.data(), rows, true,
+                  s);  // [rows, vocab shard]
   return logits_.data();
 }
 
@@ -211,10 +257,15 @@ void Decoder::sample(int64_t rows, const uint8_t* forbid_eos, int32_t* ids) {
   Stream s = backend_.stream();
   Candidate* own = candidates_.data();
   Candidate* all = own + logit_rows_;
-  backend_.argmax({.logits = logits_.data(), .rows = rows, .vocab_begin = shard_.vocab.begin,
-                   .vocab_count = shard_.vocab.size(), .forbid_eos = forbid_eos,
-                   .eos_ids = eos_ids_.data(), .eos_count = static_cast<int32_t>(eos_ids_.size()),
-                   .out = own}, s);
+  backend_.argmax({.logits = logits_.data(),
+                   .rows = rows,
+                   .vocab_begin = shard_.vocab.begin,
+                   .vocab_count = shard_.vocab.size(),
+                   .forbid_eos = forbid_eos,
+                   .eos_ids = eos_ids_.data(),
+                   .eos_count = static_cast<int32_t>(eos_ids_.size()),
+                   .out = own},
+                  s);
   comms_.tensor->all_gather(own, all, static_cast<size_t>(rows) * sizeof(Candidate), s);
   backend_.merge_argmax(all, shard_.tp, rows, ids, s);
 }

@@ -21,7 +21,7 @@ struct ShardComms {
 
 // The linears of one layer, and the act-order gathers in front of them.
 struct DecoderLayer {
-  DeviceArray<float> attn_norm, mlp_norm;                       // [hidden]
+  DeviceArray<float> attn_norm, mlp_norm;  // [hidden]
   std::unique_ptr<Linear> qkv, o, gate_up, down;
   DeviceArray<int32_t> qkv_index, o_index, gate_up_index, down_index;  // size 0: identity
 };
@@ -77,8 +77,8 @@ class Decoder {
 
   std::unique_ptr<Embedding> embedding_;
   std::unique_ptr<Linear> output_;
-  DeviceArray<float> final_norm_;            // [hidden]
-  DeviceArray<float> inverse_frequencies_;   // [rope_dims / 2]
+  DeviceArray<float> final_norm_;           // [hidden]
+  DeviceArray<float> inverse_frequencies_;  // [rope_dims / 2]
   std::vector<DecoderLayer> layers_;
   DeviceArray<int32_t> eos_ids_;
 

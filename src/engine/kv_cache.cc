@@ -4,17 +4,23 @@ namespace drover {
 
 size_t kv_element_bytes(KvFormat format) {
   switch (format) {
-    case KvFormat::kFp8: return 1;
-    case KvFormat::kBf16: return 2;
-    default: return 4;
+    case KvFormat::kFp8:
+      return 1;
+    case KvFormat::kBf16:
+      return 2;
+    default:
+      return 4;
   }
 }
 
 const char* to_string(KvFormat format) {
   switch (format) {
-    case KvFormat::kFp8: return "fp8";
-    case KvFormat::kBf16: return "bf16";
-    default: return "f32";
+    case KvFormat::kFp8:
+      return "fp8";
+    case KvFormat::kBf16:
+      return "bf16";
+    default:
+      return "f32";
   }
 }
 
@@ -28,8 +34,8 @@ KvFormat kv_format(const std::string& name) {
 size_t KvCache::page_bytes(const KvShape& shape, int64_t layers) {
   const auto heads = static_cast<size_t>(shape.kv_heads) * static_cast<size_t>(shape.page_tokens);
   const size_t scales = shape.format == KvFormat::kFp8 ? sizeof(float) : 0;
-  const size_t one = heads * (static_cast<size_t>(shape.head_size) * kv_element_bytes(shape.format) +
-                              scales);
+  const size_t one =
+      heads * (static_cast<size_t>(shape.head_size) * kv_element_bytes(shape.format) + scales);
   return 2 * one * static_cast<size_t>(layers);
 }
 
@@ -37,7 +43,8 @@ KvCache::KvCache(Backend& backend, const KvShape& shape, int64_t layers)
     : backend_(backend), shape_(shape) {
   const size_t heads = static_cast<size_t>(shape.pages) * static_cast<size_t>(shape.kv_heads) *
                        static_cast<size_t>(shape.page_tokens);
-  const size_t values = heads * static_cast<size_t>(shape.head_size) * kv_element_bytes(shape.format);
+  const size_t values =
+      heads * static_cast<size_t>(shape.head_size) * kv_element_bytes(shape.format);
   try {
     for (int64_t i = 0; i < layers; ++i) {
       KvLayer layer;

@@ -5,7 +5,9 @@
 namespace drover {
 
 Slots::Slots(int32_t slots, int32_t max_positions, int32_t page_tokens, int32_t pages)
-    : slots_(static_cast<size_t>(slots)), max_positions_(max_positions), page_tokens_(page_tokens),
+    : slots_(static_cast<size_t>(slots)),
+      max_positions_(max_positions),
+      page_tokens_(page_tokens),
       pages_(pages) {}
 
 Slot& Slots::live(int32_t slot, const char* what) {
@@ -47,7 +49,8 @@ void Slots::apply(const StepPlan& plan) {
   for (const auto& g : plan.grants) {
     Slot& s = live(g.slot, "page grant");
     DROVER_CHECK(g.first_index == s.pages, ExitCode::kInternal,
-                 "bad plan: pages of slot {} granted at {}, it has {}", g.slot, g.first_index, s.pages);
+                 "bad plan: pages of slot {} granted at {}, it has {}", g.slot, g.first_index,
+                 s.pages);
     for (int32_t p : g.pages) {
       DROVER_CHECK(p >= 0 && p < pages_, ExitCode::kInternal, "bad plan: page {} of {}", p, pages_);
     }
@@ -72,7 +75,10 @@ void Slots::lay_out(const StepPlan& plan, StepLayout& out) {
   const auto sample = [&](Slot& s, int32_t slot) {
     DROVER_CHECK(s.length < s.prompt + s.max_new_tokens, ExitCode::kInternal,
                  "bad plan: slot {} samples more than its {} new tokens", slot, s.max_new_tokens);
-    out.wanted.push_back({.row = out.rows() - 1, .slot = slot, .position = s.length, .sampled = true,
+    out.wanted.push_back({.row = out.rows() - 1,
+                          .slot = slot,
+                          .position = s.length,
+                          .sampled = true,
                           .first = s.length == s.prompt});
     ++s.length;
   };
@@ -80,14 +86,17 @@ void Slots::lay_out(const StepPlan& plan, StepLayout& out) {
     Slot& s = live(c.slot, "chunk");
     DROVER_CHECK(s.group == plan.group && !s.decoding && c.start >= 0 && c.count > 0 &&
                      c.start + c.count <= s.length && (!c.last || c.start + c.count == s.length),
-                 ExitCode::kInternal, "bad plan: chunk [{}, +{}) of slot {} with {} tokens", c.start,
-                 c.count, c.slot, s.length);
+                 ExitCode::kInternal, "bad plan: chunk [{}, +{}) of slot {} with {} tokens",
+                 c.start, c.count, c.slot, s.length);
     for (int32_t p = c.start; p < c.start + c.count; ++p) {
       add_row(s, c.slot, p, out);
       const bool newest = c.last && p == s.length - 1;
       if (s.want_logits && !newest && p < s.prompt) {
-        out.wanted.push_back({.row = out.rows() - 1, .slot = c.slot, .position = p + 1,
-                              .sampled = false, .first = false});
+        out.wanted.push_back({.row = out.rows() - 1,
+                              .slot = c.slot,
+                              .position = p + 1,
+                              .sampled = false,
+                              .first = false});
       }
     }
     if (c.last) sample(s, c.slot);

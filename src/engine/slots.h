@@ -11,7 +11,7 @@ namespace drover {
 
 // A row whose logits are wanted.
 struct WantedRow {
-  int32_t row = 0;       // in the step
+  int32_t row = 0;  // in the step
   int32_t slot = 0;
   int32_t position = 0;  // of the token that is sampled (the row's position + 1)
   bool sampled = false;  // false: only looked at (want_logits)
@@ -32,9 +32,9 @@ struct Slot {
   bool decoding = false;
   SequenceId id = 0;
   int32_t group = 0;
-  int32_t prompt = 0;       // tokens
-  int32_t length = 0;       // tokens known or being sampled; a decode row is at length - 1
-  int32_t pages = 0;        // granted
+  int32_t prompt = 0;  // tokens
+  int32_t length = 0;  // tokens known or being sampled; a decode row is at length - 1
+  int32_t pages = 0;   // granted
   int32_t max_new_tokens = 0;
   int32_t forced_length = 0;
   bool ignore_eos = false;

@@ -11,8 +11,15 @@ namespace drover {
 Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mailbox& mailbox,
                const Grid& grid, int rank, const WorkerLimits& limits, Interrupt& interrupt,
                Progress& progress)
-    : decoder_(decoder), backend_(backend), comms_(comms), mailbox_(mailbox), grid_(grid),
-      rank_(rank), limits_(limits), interrupt_(interrupt), progress_(progress),
+    : decoder_(decoder),
+      backend_(backend),
+      comms_(comms),
+      mailbox_(mailbox),
+      grid_(grid),
+      rank_(rank),
+      limits_(limits),
+      interrupt_(interrupt),
+      progress_(progress),
       slots_(limits.slots, limits.max_positions, limits.page_tokens, limits.pages),
       outputs_(limits.slots, decoder.architecture().eos_ids),
       max_tokens_(limits.max_positions),
@@ -20,8 +27,10 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
   const auto slots = static_cast<size_t>(limits.slots);
   const auto rows = static_cast<size_t>(limits.step_tokens);
   const auto ints = [&](size_t n) { return DeviceArray<int32_t>(backend, n, "step rows"); };
-  tokens_ = DeviceArray<int32_t>(backend, slots * static_cast<size_t>(max_tokens_), "token buffers");
-  page_table_ = DeviceArray<int32_t>(backend, slots * static_cast<size_t>(max_pages_), "page tables");
+  tokens_ =
+      DeviceArray<int32_t>(backend, slots * static_cast<size_t>(max_tokens_), "token buffers");
+  page_table_ =
+      DeviceArray<int32_t>(backend, slots * static_cast<size_t>(max_pages_), "page tables");
   row_slot_ = ints(rows);
   row_position_ = ints(rows);
   chunk_row_ = ints(rows + 1);
@@ -125,7 +134,8 @@ void Worker::upload(const StepPlan& plan) {
   }
   for (const auto& g : plan.grants) {
     DROVER_CHECK(g.first_index + static_cast<int32_t>(g.pages.size()) <= max_pages_,
-                 ExitCode::kInternal, "bad plan: slot {} has more than {} pages", g.slot, max_pages_);
+                 ExitCode::kInternal, "bad plan: slot {} has more than {} pages", g.slot,
+                 max_pages_);
     page_table_.upload(g.pages, static_cast<size_t>(g.slot) * static_cast<size_t>(max_pages_) +
                                     static_cast<size_t>(g.first_index));
   }
@@ -159,7 +169,8 @@ void Worker::sample(const StepRows& rows, StepResult& result) {
   const auto& wanted = layout_.wanted;
   std::vector<int32_t> ids, slot, position;
   for (size_t begin = 0; begin < wanted.size();) {
-    const size_t count = std::min(wanted.size() - begin, static_cast<size_t>(decoder_.logit_rows()));
+    const size_t count =
+        std::min(wanted.size() - begin, static_cast<size_t>(decoder_.logit_rows()));
     std::vector<int32_t> select(count);
     std::vector<uint8_t> forbid(count);
     for (size_t i = 0; i < count; ++i) {
@@ -225,8 +236,10 @@ void Worker::report_logits(int32_t first_wanted, int32_t count, StepResult& resu
   for (size_t r = 0; r < static_cast<size_t>(count); ++r) {
     const Slot& s = slots_.slot(w[r].slot);
     if (!s.want_logits) continue;
-    LogitsBlock block{.id = s.id, .start = w[r].position - 1,
-                      .vocab = static_cast<int32_t>(vocab), .logits = std::vector<float>(vocab)};
+    LogitsBlock block{.id = s.id,
+                      .start = w[r].position - 1,
+                      .vocab = static_cast<int32_t>(vocab),
+                      .logits = std::vector<float>(vocab)};
     for (size_t v = 0; v < vocab; ++v) {
       block.logits[v] = all[(v / part * static_cast<size_t>(count) + r) * part + v % part];
     }

@@ -16,10 +16,10 @@ namespace drover {
 struct WorkerLimits {
   int32_t slots = 64;
   int32_t max_positions = 0;
-  int32_t step_tokens = 512;   // rows of a step at most
+  int32_t step_tokens = 512;  // rows of a step at most
   int32_t page_tokens = 16;
   int32_t pages = 0;
-  double step_seconds = 60;    // longest step; an eighth of it without progress is a hang
+  double step_seconds = 60;  // longest step; an eighth of it without progress is a hang
 };
 
 class Worker {
@@ -65,11 +65,11 @@ class Worker {
   int64_t max_tokens_;  // of a slot's token buffer
   int32_t max_pages_;   // of a slot's page table
 
-  DeviceArray<int32_t> tokens_;       // [slots, max_tokens]
-  DeviceArray<int32_t> page_table_;   // [slots, max_pages]
+  DeviceArray<int32_t> tokens_;      // [slots, max_tokens]
+  DeviceArray<int32_t> page_table_;  // [slots, max_pages]
   DeviceArray<int32_t> row_slot_, row_position_, chunk_row_;
-  DeviceArray<int32_t> select_;       // [step_tokens] rows whose logits are wanted
-  DeviceArray<int32_t> ids_;          // [step_tokens] their best tokens
+  DeviceArray<int32_t> select_;  // [step_tokens] rows whose logits are wanted
+  DeviceArray<int32_t> ids_;     // [step_tokens] their best tokens
   DeviceArray<int32_t> sample_slot_, sample_position_;
   DeviceArray<uint8_t> forbid_eos_;
   std::vector<int32_t> host_ids_;

@@ -17,8 +17,8 @@ struct Range {
 struct Shard {
   int32_t tp = 1, tp_slot = 0;
   int32_t pp = 1, stage = 0;
-  Range layers;        // of this stage
-  Range heads;         // query heads
+  Range layers;  // of this stage
+  Range heads;   // query heads
   Range kv_heads;
   Range intermediate;  // features of the gated MLP
   // Rows of the embedding and of the output layer; ceil split, the last may be short.

@@ -5,7 +5,9 @@
 namespace drover {
 
 ReplicaScheduler::ReplicaScheduler(const ReplicaLimits& limits)
-    : limits_(limits), pool_(limits.pages), slots_(static_cast<size_t>(limits.slots)),
+    : limits_(limits),
+      pool_(limits.pages),
+      slots_(static_cast<size_t>(limits.slots)),
       groups_(static_cast<size_t>(limits.groups)) {
   // A slot belongs to one group for good. So a slot is only taken again in a plan of the group that
   // its last tokens come back to: workers need no bookkeeping of tokens still on their way.
@@ -106,8 +108,8 @@ int32_t ReplicaScheduler::senior_need(const Group& group, int32_t g) const {
   if (slot < 0) return 0;
   const Slot& s = slots_[static_cast<size_t>(slot)];
   if (s.group != g || s.state == State::kDecoding) return 0;
-  const int32_t count = std::min({limits_.chunk_tokens, s.target - s.next,
-                                  limits_.step_tokens - group.decoding});
+  const int32_t count =
+      std::min({limits_.chunk_tokens, s.target - s.next, limits_.step_tokens - group.decoding});
   return pages_for(s.next + count) - static_cast<int32_t>(s.pages.size());
 }
 

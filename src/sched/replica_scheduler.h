@@ -26,7 +26,7 @@ class ReplicaScheduler {
   explicit ReplicaScheduler(const ReplicaLimits& limits);
 
   void enqueue(QueuedRequest q);
-  QueuedRequest give_away();        // a queued request that is not the next one
+  QueuedRequest give_away();  // a queued request that is not the next one
   const RequestQueue& queue() const { return queue_; }
   // How many more sequences could be taken up now, as far as slots go.
   int32_t room() const;
@@ -80,12 +80,12 @@ class ReplicaScheduler {
   };
 
   struct Group {
-    int64_t step = 0;      // index of the group step that is planned next
-    int32_t cap = 0;       // sequences at most
+    int64_t step = 0;  // index of the group step that is planned next
+    int32_t cap = 0;   // sequences at most
     int32_t live = 0;
     int32_t decoding = 0;
     std::vector<int32_t> free_slots;
-    std::vector<int32_t> prefill;  // kPrefill and kSuspended, senior first
+    std::vector<int32_t> prefill;               // kPrefill and kSuspended, senior first
     std::vector<std::vector<int32_t>> buckets;  // [page_tokens] of decoding slots
     std::priority_queue<LimitEvent, std::vector<LimitEvent>, std::greater<>> limits;
   };
@@ -124,16 +124,16 @@ class ReplicaScheduler {
   RequestQueue queue_;
   std::vector<Slot> slots_;
   std::vector<Group> groups_;
-  std::set<Ranked> live_;       // all admitted and not retired
-  std::set<Ranked> suspended_;  // of these, the kSuspended ones
+  std::set<Ranked> live_;                               // all admitted and not retired
+  std::set<Ranked> suspended_;                          // of these, the kSuspended ones
   std::unordered_map<SequenceId, int32_t> unfinished_;  // slot, or -1: retired, result to come
-  std::vector<int32_t> retired_;  // to be told in the next plan
+  std::vector<int32_t> retired_;                        // to be told in the next plan
   std::vector<std::vector<int32_t>> spare_;  // of the grants of earlier plans: saves allocations
-  int64_t reserved_ = 0;          // pages that prefilling sequences still need
+  int64_t reserved_ = 0;                     // pages that prefilling sequences still need
   int64_t outstanding_ = 0;
-  int64_t chunk_rows_ = 0;        // of the plan being made
-  int64_t new_rows_ = 0;          // of these, not recomputed
-  int32_t batch_left_ = 0;        // kStatic: admissions left in this batch
+  int64_t chunk_rows_ = 0;  // of the plan being made
+  int64_t new_rows_ = 0;    // of these, not recomputed
+  int32_t batch_left_ = 0;  // kStatic: admissions left in this batch
   int32_t next_group_ = 0;
   uint64_t admissions_ = 0;
   uint64_t planned_ = 0;

@@ -18,32 +18,32 @@ namespace drover {
 
 enum class Batching : uint8_t { kContinuous, kStatic };
 enum class QueueOrder : uint8_t {
-  kArrival,    // first come, first served
-  kLongest,    // Offline: longest prompts first, within what is queued
-  kDeadline,   // Server: earliest deadline first
+  kArrival,   // first come, first served
+  kLongest,   // Offline: longest prompts first, within what is queued
+  kDeadline,  // Server: earliest deadline first
 };
 
 struct ReplicaLimits {
-  int32_t slots = 64;             // sequences at once
-  int32_t pages = 0;              // of the KV pool
+  int32_t slots = 64;  // sequences at once
+  int32_t pages = 0;   // of the KV pool
   int32_t page_tokens = 16;
-  int32_t max_positions = 0;      // of the model (and of the workers' token buffers)
-  int32_t groups = 1;             // sequences are spread over so many groups (>= pp)
-  int32_t step_tokens = 512;      // rows of one step at most
-  int32_t chunk_tokens = 512;     // rows of one sequence's chunk at most
+  int32_t max_positions = 0;   // of the model (and of the workers' token buffers)
+  int32_t groups = 1;          // sequences are spread over so many groups (>= pp)
+  int32_t step_tokens = 512;   // rows of one step at most
+  int32_t chunk_tokens = 512;  // rows of one sequence's chunk at most
   Batching batching = Batching::kContinuous;
   QueueOrder order = QueueOrder::kArrival;
 };
 
 struct Request {
-  SequenceId id = 0;              // unique; chosen by the caller
-  std::vector<int32_t> prompt;    // at least one token
-  int32_t max_new_tokens = 0;     // at least 1
-  int32_t forced_length = 0;      // hidden from every decision: only passed on
+  SequenceId id = 0;            // unique; chosen by the caller
+  std::vector<int32_t> prompt;  // at least one token
+  int32_t max_new_tokens = 0;   // at least 1
+  int32_t forced_length = 0;    // hidden from every decision: only passed on
   bool ignore_eos = false;
   bool stream_tokens = false;
   bool want_logits = false;
-  double deadline = 0;            // any monotonic unit; QueueOrder::kDeadline only
+  double deadline = 0;  // any monotonic unit; QueueOrder::kDeadline only
 };
 
 struct SchedulerCounters {
@@ -96,8 +96,8 @@ class Scheduler {
   std::vector<Load> load_;  // of each replica
   ReplicaLimits limits_;
   uint64_t arrivals_ = 0;
-  int64_t queued_ = 0;      // over all replicas
-  int busy_ = 0;            // replicas that are not idle
+  int64_t queued_ = 0;  // over all replicas
+  int busy_ = 0;        // replicas that are not idle
 };
 
 }  // namespace drover

@@ -26,20 +26,20 @@ using SequenceId = uint64_t;
 struct Admission {
   SequenceId id = 0;
   int32_t slot = 0;
-  int32_t group = 0;              // its pipeline group: it runs in steps of this group only
-  int32_t max_new_tokens = 0;     // ends after so many
-  int32_t forced_length = 0;      // synthetic data: acts as the end of sequence; 0: none
-  bool ignore_eos = false;        // forced_length > 0 implies it
-  bool stream_tokens = false;     // report each token as it is sampled
-  bool want_logits = false;       // tests: report the logits of every position of its prompt
+  int32_t group = 0;           // its pipeline group: it runs in steps of this group only
+  int32_t max_new_tokens = 0;  // ends after so many
+  int32_t forced_length = 0;   // synthetic data: acts as the end of sequence; 0: none
+  bool ignore_eos = false;     // forced_length > 0 implies it
+  bool stream_tokens = false;  // report each token as it is sampled
+  bool want_logits = false;    // tests: report the logits of every position of its prompt
   std::vector<int32_t> prompt;
 };
 
 struct Chunk {
   int32_t slot = 0;
-  int32_t start = 0;   // first position
-  int32_t count = 0;   // positions
-  bool last = false;   // sample at its last position, then decode
+  int32_t start = 0;  // first position
+  int32_t count = 0;  // positions
+  bool last = false;  // sample at its last position, then decode
 };
 
 // Pages appended to a slot's page table: page_table[slot][first_index + i] = pages[i].
@@ -56,11 +56,11 @@ struct PageGrant {
 // Order of application: retired, suspended, admitted, grants; then the rows run: first the chunks
 // as listed, then one row for every decoding slot of the group, by ascending slot.
 struct StepPlan {
-  uint64_t step = 0;   // counts from 0 for each replica, all groups together
+  uint64_t step = 0;  // counts from 0 for each replica, all groups together
   int32_t group = 0;
-  bool stop = false;   // no rows; the worker loop ends
-  std::vector<int32_t> retired;     // slots; their pages and the slot are free again
-  std::vector<int32_t> suspended;   // slots; their pages are free, the tokens stay
+  bool stop = false;               // no rows; the worker loop ends
+  std::vector<int32_t> retired;    // slots; their pages and the slot are free again
+  std::vector<int32_t> suspended;  // slots; their pages are free, the tokens stay
   std::vector<Admission> admitted;
   std::vector<PageGrant> grants;
   std::vector<Chunk> chunks;
@@ -81,18 +81,18 @@ struct Finished {
   bool by_eos = false;
   std::vector<int32_t> tokens;
 };
-struct LogitsBlock {   // tests only
+struct LogitsBlock {  // tests only
   SequenceId id = 0;
-  int32_t start = 0;                // position of the first row
+  int32_t start = 0;  // position of the first row
   int32_t vocab = 0;
-  std::vector<float> logits;        // [rows, vocab]
+  std::vector<float> logits;  // [rows, vocab]
 };
 
 // Sent for every step, empty or not: it is what the leader counts steps in flight by.
 struct StepResult {
   uint64_t step = 0;
   int32_t rows = 0;
-  double seconds = 0;      // worker's time in this step, waits for plans not counted
+  double seconds = 0;  // worker's time in this step, waits for plans not counted
   std::vector<FirstToken> first;
   std::vector<StreamedToken> streamed;
   std::vector<Finished> finished;
@@ -100,8 +100,8 @@ struct StepResult {
 };
 
 // Little-endian, length-prefixed. decode_* treat the bytes as untrusted and throw kInternal.
-void encode(const StepPlan& plan, std::vector<std::byte>& out);     // clears out
-void encode(const StepResult& result, std::vector<std::byte>& out); // clears out
+void encode(const StepPlan& plan, std::vector<std::byte>& out);      // clears out
+void encode(const StepResult& result, std::vector<std::byte>& out);  // clears out
 StepPlan decode_plan(std::span<const std::byte> bytes);
 StepResult decode_result(std::span<const std::byte> bytes);
 

@@ -19,8 +19,8 @@ bool is_recorded(std::string_view name) {
     ours = ours || name.substr(0, prefix.size()) == prefix;
   // Open MPI's talk with its daemons: addresses, keys and a copy of the command line.
   for (const std::string_view inner :
-       {"OMPI_MCA_orte_", "OMPI_MCA_ess_", "OMPI_MCA_pmix", "OMPI_ARGV", "OMPI_COMMAND", "OMPI_FILE",
-        "OMPI_APP_CTX", "OMPI_MCA_initial_wdir", "OMPI_MCA_shmem_RUNTIME"})
+       {"OMPI_MCA_orte_", "OMPI_MCA_ess_", "OMPI_MCA_pmix", "OMPI_ARGV", "OMPI_COMMAND",
+        "OMPI_FILE", "OMPI_APP_CTX", "OMPI_MCA_initial_wdir", "OMPI_MCA_shmem_RUNTIME"})
     ours = ours && !name.starts_with(inner);
   // Slurm passes credentials this way; result folders are shared.
   for (const std::string_view secret : {"JWT", "TOKEN", "SECRET", "PASSWORD", "KEY", "CRED"})

@@ -47,8 +47,10 @@ void sync_path(const std::string& path) {
   const int why = errno;
   ::close(fd);
   // Some file systems cannot sync a folder: EINVAL tells so, and there is nothing to wait for.
-  DROVER_CHECK(rc == 0 || why == EINVAL, ExitCode::kEnvironment, "{}: fsync failed: {}; check the "
-               "disk", path, strerror(why));
+  DROVER_CHECK(rc == 0 || why == EINVAL, ExitCode::kEnvironment,
+               "{}: fsync failed: {}; check the "
+               "disk",
+               path, strerror(why));
 }
 
 }  // namespace drover

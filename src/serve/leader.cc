@@ -25,7 +25,12 @@ struct InFlight {
 
 struct Leader::Impl {
   Impl(Mailbox& m, const Grid& g, const ReplicaLimits& l, Interrupt& i, double seconds)
-      : mailbox(m), grid(g), limits(l), interrupt(i), step_seconds(seconds), scheduler(g.dp, l),
+      : mailbox(m),
+        grid(g),
+        limits(l),
+        interrupt(i),
+        step_seconds(seconds),
+        scheduler(g.dp, l),
         in_flight(static_cast<size_t>(g.dp)) {
     thread = std::thread([this] { run(); });
   }
@@ -166,7 +171,7 @@ struct Leader::Impl {
   int unanswered = 0;
   StepPlan plan;
   std::vector<std::byte> bytes;
-  LeaderEvents events;  // set while idle
+  LeaderEvents events;                  // set while idle
   std::vector<SchedulerCounters> base;  // at the last reset
 
   std::mutex mutex;
@@ -175,11 +180,11 @@ struct Leader::Impl {
   bool idle = true;               // guarded by mutex: nothing submitted is unfinished
   bool ended = false;             // guarded by mutex: the thread is over
   std::atomic<bool> stopping{false};
-  std::thread thread;             // last: it uses all of the above
+  std::thread thread;  // last: it uses all of the above
 };
 
-Leader::Leader(Mailbox& mailbox, const Grid& grid, const ReplicaLimits& limits, Interrupt& interrupt,
-               double step_seconds)
+Leader::Leader(Mailbox& mailbox, const Grid& grid, const ReplicaLimits& limits,
+               Interrupt& interrupt, double step_seconds)
     : impl_(std::make_unique<Impl>(mailbox, grid, limits, interrupt, step_seconds)) {}
 
 Leader::~Leader() { stop(); }

@@ -119,8 +119,8 @@ std::vector<std::string> invalid_reasons(const LoadgenLogs& logs) {
       out.push_back("LoadGen: fewer queries than the least number");
     if (!logs.flag("early_stopping_met", true)) {
       std::string why = "LoadGen: early stopping is not met:";
-      for (const char* key : {"early_stopping_result", "early_stopping_tpot_result",
-                              "early_stopping_ttft_result"}) {
+      for (const char* key :
+           {"early_stopping_result", "early_stopping_tpot_result", "early_stopping_ttft_result"}) {
         const std::string text = logs.text(key);
         if (text.find("Run successful") == std::string::npos) why += text;
       }

@@ -45,8 +45,8 @@ std::string departures_from(const mlperf::TestSettings& used, const mlperf::Test
   const auto compare = [&](const char* what, uint64_t have, uint64_t want) {
     if (have <= want) return;
     if (!out.empty()) out += "; ";
-    out += fmt::format("{} limit of {} ms where mlperf.conf has {} ms", what, have / 1e6,
-                       want / 1e6);
+    out +=
+        fmt::format("{} limit of {} ms where mlperf.conf has {} ms", what, have / 1e6, want / 1e6);
   };
   compare("time to first token", used.server_ttft_latency, rule.server_ttft_latency);
   compare("time per output token", used.server_tpot_latency, rule.server_tpot_latency);
@@ -79,9 +79,12 @@ size_t expected_queries(const mlperf::TestSettings& s, Scenario scenario, size_t
 
 const char* loadgen_scenario(Scenario scenario) {
   switch (scenario) {
-    case Scenario::kOffline: return "Offline";
-    case Scenario::kSingleStream: return "SingleStream";
-    default: return "Server";
+    case Scenario::kOffline:
+      return "Offline";
+    case Scenario::kSingleStream:
+      return "SingleStream";
+    default:
+      return "Server";
   }
 }
 

@@ -10,13 +10,13 @@
 namespace drover {
 
 struct LoadgenPlan {
-  mlperf::TestSettings settings;     // mode as of the performance pass
-  bool known_benchmark = false;      // mlperf.conf has token latencies for this name
-  bool whole_set = true;             // not fewer samples than mlperf.conf has for this name
-  double ttft_limit_ms = 0;          // in force; 0 in Offline and SingleStream
+  mlperf::TestSettings settings;  // mode as of the performance pass
+  bool known_benchmark = false;   // mlperf.conf has token latencies for this name
+  bool whole_set = true;          // not fewer samples than mlperf.conf has for this name
+  double ttft_limit_ms = 0;       // in force; 0 in Offline and SingleStream
   double tpot_limit_ms = 0;
-  std::string departures;            // how user.conf departs from mlperf.conf's limits; or empty
-  size_t expected_queries = 0;       // of the performance pass, about; for the progress display
+  std::string departures;       // how user.conf departs from mlperf.conf's limits; or empty
+  size_t expected_queries = 0;  // of the performance pass, about; for the progress display
 };
 
 // LoadGen's name of the scenario: Interactive is Server with other limits.

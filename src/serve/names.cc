@@ -7,21 +7,23 @@ namespace drover {
 
 const char* to_string(Scenario scenario) {
   switch (scenario) {
-    case Scenario::kOffline: return "offline";
-    case Scenario::kServer: return "server";
-    case Scenario::kInteractive: return "interactive";
-    case Scenario::kSingleStream: return "singlestream";
+    case Scenario::kOffline:
+      return "offline";
+    case Scenario::kServer:
+      return "server";
+    case Scenario::kInteractive:
+      return "interactive";
+    case Scenario::kSingleStream:
+      return "singlestream";
   }
   return "?";
 }
 
-const char* to_string(Mode mode) {
-  return mode == Mode::kPerformance ? "performance" : "accuracy";
-}
+const char* to_string(Mode mode) { return mode == Mode::kPerformance ? "performance" : "accuracy"; }
 
 Scenario parse_scenario(const std::string& text) {
-  for (const Scenario s : {Scenario::kOffline, Scenario::kServer, Scenario::kInteractive,
-                           Scenario::kSingleStream})
+  for (const Scenario s :
+       {Scenario::kOffline, Scenario::kServer, Scenario::kInteractive, Scenario::kSingleStream})
     if (text == to_string(s)) return s;
   DROVER_FAIL(ExitCode::kUsage,
               "scenario '{}' is unknown: offline, server, interactive or singlestream", text);

@@ -25,11 +25,11 @@ void check_options(const ServeOptions& o) {
   DROVER_CHECK(o.max_new_tokens >= 1 && o.min_new_tokens == 1, ExitCode::kUsage,
                "--max-new-tokens {} and least new tokens {}: at least 1, and exactly 1",
                o.max_new_tokens, o.min_new_tokens);
-  DROVER_CHECK(o.model_name.find_first_of(" .\t\n=#*") == std::string::npos &&
-                   !o.model_name.empty(),
-               ExitCode::kUsage,
-               "benchmark name '{}': LoadGen's config keys allow no blank, '.', '=', '#' or '*'",
-               o.model_name);
+  DROVER_CHECK(
+      o.model_name.find_first_of(" .\t\n=#*") == std::string::npos && !o.model_name.empty(),
+      ExitCode::kUsage,
+      "benchmark name '{}': LoadGen's config keys allow no blank, '.', '=', '#' or '*'",
+      o.model_name);
   DROVER_CHECK(o.target_qps >= 0, ExitCode::kUsage, "--target-qps {} is negative", o.target_qps);
   DROVER_CHECK(o.user_conf.empty() || fs::is_regular_file(o.user_conf), ExitCode::kBadInput,
                "{}: no such file; --user-conf names a LoadGen user.conf", o.user_conf);

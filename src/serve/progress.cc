@@ -23,9 +23,15 @@ std::string format_seconds(double seconds) {
 
 Monitor::Monitor(Sut& sut, const Interrupt& interrupt, Mode mode, size_t expected, bool show,
                  double stuck_seconds, std::function<void()> stuck)
-    : sut_(sut), interrupt_(interrupt), mode_(mode), expected_(expected), show_(show),
-      terminal_(::isatty(STDERR_FILENO) == 1), stuck_seconds_(stuck_seconds),
-      stuck_(std::move(stuck)), start_(Clock::now()) {
+    : sut_(sut),
+      interrupt_(interrupt),
+      mode_(mode),
+      expected_(expected),
+      show_(show),
+      terminal_(::isatty(STDERR_FILENO) == 1),
+      stuck_seconds_(stuck_seconds),
+      stuck_(std::move(stuck)),
+      start_(Clock::now()) {
   thread_ = std::thread([this] { loop(); });
 }
 

@@ -111,8 +111,7 @@ void put_facts(Json& j, const ServeOptions& o, const LoadgenPlan& plan, const Ru
   if (o.target_qps > 0) j["target_qps"] = o.target_qps;
 }
 
-void put_figures(Json& j, const PassOutcome& pass, const ServeOptions& o,
-                 const LoadgenPlan& plan) {
+void put_figures(Json& j, const PassOutcome& pass, const ServeOptions& o, const LoadgenPlan& plan) {
   uint64_t tokens = 0;
   for (const auto& r : pass.records) tokens += static_cast<uint64_t>(r.n_tokens);
   j["samples"] = pass.records.size();
@@ -173,8 +172,10 @@ void check_accuracy_log(PassOutcome& pass, size_t samples, const std::string& di
     if (!same) ++wrong;
   }
   if (wrong > 0)
-    pass.reasons.push_back(fmt::format("{} entries of LoadGen's accuracy log are not what was "
-                                       "delivered to it", wrong));
+    pass.reasons.push_back(
+        fmt::format("{} entries of LoadGen's accuracy log are not what was "
+                    "delivered to it",
+                    wrong));
   if (entries.size() != samples)
     pass.reasons.push_back(fmt::format("LoadGen's accuracy log holds {} entries for {} samples",
                                        entries.size(), samples));
@@ -185,8 +186,10 @@ void check_limits(PassOutcome& pass, const LoadgenPlan& plan) {
     if (limit <= 0 || !loadgen.is_object() || !loadgen.contains("p99")) return;
     const double p99 = loadgen.at("p99").get<double>();
     if (p99 > limit)
-      pass.reasons.push_back(fmt::format("{} at p99 is {:.1f} ms, the limit {:.1f} ms; lower "
-                                         "--target-qps", what, p99, limit));
+      pass.reasons.push_back(
+          fmt::format("{} at p99 is {:.1f} ms, the limit {:.1f} ms; lower "
+                      "--target-qps",
+                      what, p99, limit));
   };
   const Json theirs = loadgen_latencies(pass.logs);
   over("time to first token", theirs.value("ttft_ms", Json()), plan.ttft_limit_ms);

@@ -13,13 +13,13 @@ namespace drover {
 
 struct PassOutcome {
   Mode mode = Mode::kPerformance;
-  std::string ended_early;            // the first cause; empty: the pass came to its end
+  std::string ended_early;  // the first cause; empty: the pass came to its end
   LoadgenLogs logs;
   std::vector<SampleRecord> records;
   uint64_t issued = 0;
   double duration_s = 0;
   SchedulerCounters counters;
-  std::vector<std::string> reasons;   // why it is not valid; empty: it is
+  std::vector<std::string> reasons;  // why it is not valid; empty: it is
   bool valid() const { return reasons.empty(); }
 };
 

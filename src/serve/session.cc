@@ -46,8 +46,8 @@ size_t sample_count(const Dataset& dataset, const ServeOptions& options) {
 
 // The longest prompt is the one that could not fit: better told now than in the middle.
 void check_fits(const Session& s, const SampleSet& samples) {
-  const Request r = make_request(samples.at(samples.longest()), s.next_id,
-                                 s.options.max_new_tokens, s.synthetic_dataset);
+  const Request r = make_request(samples.at(samples.longest()), s.next_id, s.options.max_new_tokens,
+                                 s.synthetic_dataset);
   const auto why = s.sink.refuse(r);
   DROVER_CHECK(!why, ExitCode::kUsage, "sample {} of {}: {}", samples.longest(), samples.size(),
                *why);
@@ -203,8 +203,8 @@ ExitCode run_session(RequestSink& sink, Dataset& dataset, const ServeOptions& op
   }
   sink.listen({});
   sync_path(options.out_dir);
-  const bool valid = std::all_of(passes.begin(), passes.end(),
-                                 [](const PassOutcome& p) { return p.valid(); });
+  const bool valid =
+      std::all_of(passes.begin(), passes.end(), [](const PassOutcome& p) { return p.valid(); });
   return valid ? ExitCode::kOk : ExitCode::kInvalidResult;
 }
 

@@ -19,8 +19,8 @@ enum class Mode : uint8_t { kPerformance, kAccuracy };
 
 const char* to_string(Scenario scenario);  // "offline", "server", "interactive", "singlestream"
 const char* to_string(Mode mode);          // "performance", "accuracy"
-Scenario parse_scenario(const std::string& text);          // kUsage, naming the choices
-std::vector<Mode> parse_modes(const std::string& text);    // "performance,accuracy"; kUsage
+Scenario parse_scenario(const std::string& text);        // kUsage, naming the choices
+std::vector<Mode> parse_modes(const std::string& text);  // "performance,accuracy"; kUsage
 
 struct ServeOptions {
   Scenario scenario = Scenario::kOffline;
@@ -29,21 +29,21 @@ struct ServeOptions {
   int32_t max_new_tokens = 1024;  // at least 2 where LoadGen measures token latencies
   int32_t min_new_tokens = 1;     // the engine's rule: the first new token is never an end
   std::string out_dir;
-  bool force = false;             // replace results that are already in out_dir
+  bool force = false;  // replace results that are already in out_dir
   // LoadGen's name for the benchmark: mlperf.conf and user.conf are looked up by it. A name that
   // mlperf.conf does not know gets the token latencies and equal issue of its LLM benchmarks.
   std::string model_name = "drover-demo";
-  std::string user_conf;          // may be empty
-  std::string audit_conf;         // LoadGen's audit.config; empty: none, wherever one may lie
+  std::string user_conf;   // may be empty
+  std::string audit_conf;  // LoadGen's audit.config; empty: none, wherever one may lie
   // Short run: as many queries as samples (Server and SingleStream: as many as LoadGen's early
   // stopping needs), no shortest duration. Marked as not of MLPerf length.
   bool demo = false;
-  double target_qps = 0;          // 0: user.conf's, or LoadGen's own. SingleStream: 1 / latency
-  double ttft_limit_ms = 0;       // demo and names unknown to mlperf.conf; 0: Llama-2-70B's
-  double tpot_limit_ms = 0;       // likewise
-  int warmup_requests = 4;        // before the clock starts; one has the longest prompt; 0: none
-  int32_t warmup_tokens = 4;      // new tokens of each
-  bool progress = true;           // to standard error
+  double target_qps = 0;      // 0: user.conf's, or LoadGen's own. SingleStream: 1 / latency
+  double ttft_limit_ms = 0;   // demo and names unknown to mlperf.conf; 0: Llama-2-70B's
+  double tpot_limit_ms = 0;   // likewise
+  int warmup_requests = 4;    // before the clock starts; one has the longest prompt; 0: none
+  int32_t warmup_tokens = 4;  // new tokens of each
+  bool progress = true;       // to standard error
   // In Server, LoadGen sleeps until its next arrival and nothing can wake it. When it has not come
   // back `stuck_seconds` after the interrupt, the results are written with the cause and this is
   // called, on a thread of the session's: it should end the process. Empty: the sleep is awaited.
@@ -61,8 +61,8 @@ struct RunFacts {
   Json model;               // name, architecture, quantization, fingerprint, calibration set ...
   Json dataset;             // name, fingerprint, file ...
   bool synthetic_model = false;
-  Json settings;            // scheduler and anything else worth telling (may be null)
-  Json versions;            // drover, MPI, HDF5 ...; LoadGen's is added
+  Json settings;  // scheduler and anything else worth telling (may be null)
+  Json versions;  // drover, MPI, HDF5 ...; LoadGen's is added
   std::string command_line;
 };
 

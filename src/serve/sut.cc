@@ -67,8 +67,12 @@ Request make_request(const Sample& sample, SequenceId id, int32_t max_new_tokens
 
 Sut::Sut(const Config& config, const SampleSet& samples, RequestSink& sink,
          const std::string& journal_file, Interrupt& interrupt)
-    : config_(config), samples_(samples), sink_(sink), journal_(journal_file),
-      interrupt_(interrupt), next_id_(config.first_id) {}
+    : config_(config),
+      samples_(samples),
+      sink_(sink),
+      journal_(journal_file),
+      interrupt_(interrupt),
+      next_id_(config.first_id) {}
 
 void Sut::IssueQuery(const std::vector<mlperf::QuerySample>& queries) {
   if (interrupt_.raised()) {
@@ -92,8 +96,8 @@ void Sut::IssueQuery(const std::vector<mlperf::QuerySample>& queries) {
     for (const auto& q : queries) {
       const SequenceId id = next_id_++;
       outstanding_[id] = {q.id, static_cast<uint32_t>(q.index), false, now, {}};
-      requests.push_back(make_request(samples_.at(q.index), id, config_.max_new_tokens,
-                                      config_.synthetic));
+      requests.push_back(
+          make_request(samples_.at(q.index), id, config_.max_new_tokens, config_.synthetic));
       if (config_.ttft_limit_s > 0)
         requests.back().deadline = seconds_of(now) + config_.ttft_limit_s;
     }

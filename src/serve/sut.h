@@ -45,8 +45,8 @@ class SampleSet final : public mlperf::QuerySampleLibrary {
 struct SampleRecord {
   uint32_t index = 0;
   int32_t n_tokens = 0;
-  uint64_t hash = 0;       // of the token ids, to compare with the accuracy log
-  double ttft_ms = 0;      // since the sample was issued to drover
+  uint64_t hash = 0;   // of the token ids, to compare with the accuracy log
+  double ttft_ms = 0;  // since the sample was issued to drover
   double latency_ms = 0;
 };
 uint64_t hash_tokens(const int32_t* ids, size_t count);
@@ -64,11 +64,11 @@ class Sut final : public mlperf::SystemUnderTest, public std::enable_shared_from
  public:
   struct Config {
     Mode mode;
-    bool report_first_token;    // LoadGen wants FirstTokenComplete: every scenario but Offline
+    bool report_first_token;  // LoadGen wants FirstTokenComplete: every scenario but Offline
     int32_t max_new_tokens;
     bool synthetic;
-    double ttft_limit_s;        // deadline after arrival; 0: none
-    std::string name;           // LoadGen's "SUT name"
+    double ttft_limit_s;  // deadline after arrival; 0: none
+    std::string name;     // LoadGen's "SUT name"
     SequenceId first_id;
   };
   // `samples`, `sink` and `interrupt` must outlive the pass, `interrupt` the sink's thread too.
@@ -106,12 +106,12 @@ class Sut final : public mlperf::SystemUnderTest, public std::enable_shared_from
   const Config config_;
   const SampleSet& samples_;
   RequestSink& sink_;
-  Journal journal_;       // sink's thread only
+  Journal journal_;  // sink's thread only
   Interrupt& interrupt_;
   SutCounts counts_;
   mutable std::mutex mutex_;
-  bool aborted_ = false;   // no event reaches LoadGen any more, but abort()'s own
-  bool closed_ = false;    // LoadGen was shut down from IssueQuery: no sample is valid any more
+  bool aborted_ = false;  // no event reaches LoadGen any more, but abort()'s own
+  bool closed_ = false;   // LoadGen was shut down from IssueQuery: no sample is valid any more
   SequenceId next_id_;
   std::unordered_map<SequenceId, Outstanding> outstanding_;
   std::vector<SampleRecord> records_;

@@ -12,13 +12,20 @@ constexpr uint64_t kMaxShrink = 1100;
 
 hid_t file_type(Element e) {
   switch (e) {
-    case Element::kU8: return H5T_STD_U8LE;
-    case Element::kI8: return H5T_STD_I8LE;
-    case Element::kU16: return H5T_STD_U16LE;
-    case Element::kI32: return H5T_STD_I32LE;
-    case Element::kU32: return H5T_STD_U32LE;
-    case Element::kU64: return H5T_STD_U64LE;
-    case Element::kF32: return H5T_IEEE_F32LE;
+    case Element::kU8:
+      return H5T_STD_U8LE;
+    case Element::kI8:
+      return H5T_STD_I8LE;
+    case Element::kU16:
+      return H5T_STD_U16LE;
+    case Element::kI32:
+      return H5T_STD_I32LE;
+    case Element::kU32:
+      return H5T_STD_U32LE;
+    case Element::kU64:
+      return H5T_STD_U64LE;
+    case Element::kF32:
+      return H5T_IEEE_F32LE;
   }
   return -1;
 }
@@ -103,10 +110,14 @@ uint64_t chunks_along(uint64_t size, uint64_t chunk) { return (size + chunk - 1)
 size_t element_bytes(Element e) {
   switch (e) {
     case Element::kU8:
-    case Element::kI8: return 1;
-    case Element::kU16: return 2;
-    case Element::kU64: return 8;
-    default: return 4;
+    case Element::kI8:
+      return 1;
+    case Element::kU16:
+      return 2;
+    case Element::kU64:
+      return 8;
+    default:
+      return 4;
   }
 }
 

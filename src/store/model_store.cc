@@ -74,10 +74,17 @@ Tensor read_description(const h5::Group& g, const std::string& name) {
   const auto rows = static_cast<uint64_t>(t.info.rows), cols = static_cast<uint64_t>(t.info.cols);
   uint64_t& bytes = t.info.stored_bytes;
   switch (t.info.format) {
-    case WeightFormat::kInt4: bytes = rows * cols / 2; break;
-    case WeightFormat::kInt8: bytes = rows * cols; break;
-    case WeightFormat::kF32: bytes = rows * cols * 4; break;
-    default: bytes = rows * cols * 2;
+    case WeightFormat::kInt4:
+      bytes = rows * cols / 2;
+      break;
+    case WeightFormat::kInt8:
+      bytes = rows * cols;
+      break;
+    case WeightFormat::kF32:
+      bytes = rows * cols * 4;
+      break;
+    default:
+      bytes = rows * cols * 2;
   }
   if (t.quantized()) {
     const uint64_t groups = rows * cols / static_cast<uint64_t>(t.info.group);
@@ -101,10 +108,14 @@ class Fields {
   h5::Array codes() const {
     const uint64_t wide = std::min(cols_, kChunk);
     switch (tensor_.info.format) {
-      case WeightFormat::kInt4: return open("codes", h5::Element::kU8, cols_ / 2, wide / 2);
-      case WeightFormat::kInt8: return open("codes", h5::Element::kI8, cols_, wide);
-      case WeightFormat::kF32: return open("values", h5::Element::kF32, cols_, wide);
-      default: return open("values", h5::Element::kU16, cols_, wide);
+      case WeightFormat::kInt4:
+        return open("codes", h5::Element::kU8, cols_ / 2, wide / 2);
+      case WeightFormat::kInt8:
+        return open("codes", h5::Element::kI8, cols_, wide);
+      case WeightFormat::kF32:
+        return open("values", h5::Element::kF32, cols_, wide);
+      default:
+        return open("values", h5::Element::kU16, cols_, wide);
     }
   }
   h5::Array scales() const { return groups("scales", h5::Element::kU16); }

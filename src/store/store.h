@@ -51,10 +51,10 @@ class ModelStore {
                             int64_t col_begin, int64_t col_end) = 0;
   virtual DecodingTable decoding_table() = 0;
   virtual std::string tokenizer_json() = 0;
-  virtual std::string chat_template() = 0;     // may be empty
+  virtual std::string chat_template() = 0;  // may be empty
   virtual std::string tokenizer_sha256() const = 0;
-  virtual std::string fingerprint() const = 0; // SHA-256 over provenance and all stored CRCs
-  virtual void verify_all() = 0;               // every chunk of every object; throws at the first
+  virtual std::string fingerprint() const = 0;  // SHA-256 over provenance and all stored CRCs
+  virtual void verify_all() = 0;                // every chunk of every object; throws at the first
 };
 
 struct Sample {

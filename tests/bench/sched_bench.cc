@@ -97,7 +97,8 @@ void BM_DecodeOnly(benchmark::State& state) {
       for (int32_t i = 0; i < running; ++i) {
         s->submit(request(++id, aligned ? 1 : 1 + static_cast<int32_t>(random() % 16), 3000));
       }
-      do step(); while (!plan.chunks.empty());
+      do step();
+      while (!plan.chunks.empty());
       left = 2900;
     }
     do {

@@ -92,7 +92,7 @@ TEST(Fp8, SaturatesAndKeepsNan) {
   EXPECT_EQ(fp8_from_float(-std::nanf("")) & 0x7f, 0x7f);
   EXPECT_EQ(fp8_from_float(0.0f), 0x00);
   EXPECT_EQ(fp8_from_float(-0.0f), 0x80);
-  EXPECT_EQ(fp8_from_float(std::ldexp(1.0f, -10)), 0x00);       // half the smallest: to even
+  EXPECT_EQ(fp8_from_float(std::ldexp(1.0f, -10)), 0x00);  // half the smallest: to even
   EXPECT_EQ(fp8_from_float(std::ldexp(1.001f, -10)), 0x01);
   EXPECT_EQ(fp8_from_float(std::ldexp(3.0f, -10)), 0x02);
   EXPECT_EQ(fp8_from_float(std::numeric_limits<float>::denorm_min()), 0x00);

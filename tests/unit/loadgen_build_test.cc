@@ -1,5 +1,6 @@
-// LoadGen as drover builds it: the released sources, in every build type, that finish an Offline run
-// with token latencies (which libstdc++'s assertions would abort) and do not call themselves modified.
+// LoadGen as drover builds it: the released sources, in every build type, that finish an Offline
+// run with token latencies (which libstdc++'s assertions would abort) and do not call themselves
+// modified.
 #include <gtest/gtest.h>
 #include <loadgen.h>
 #include <query_sample_library.h>

@@ -82,19 +82,26 @@ TEST(Settings, TheBenchmarksOwnAreLeftAlone) {
   ServeOptions o = good_options(dir);
   o.model_name = "llama2-70b";
   EXPECT_EQ(compose_user_conf(o, 64), "");
-  EXPECT_EQ(plan_in_child(o, dir, [](const LoadgenPlan& p) {
-              return p.known_benchmark && p.settings.min_query_count == 24576 &&
-                     p.settings.min_duration_ms == 600000 && p.settings.use_token_latencies &&
-                     p.settings.sample_concatenate_permutation && p.ttft_limit_ms == 0 &&
-                     !p.whole_set;  // 64 samples instead of 24,576
-            }), 0);
+  EXPECT_EQ(plan_in_child(o, dir,
+                          [](const LoadgenPlan& p) {
+                            return p.known_benchmark && p.settings.min_query_count == 24576 &&
+                                   p.settings.min_duration_ms == 600000 &&
+                                   p.settings.use_token_latencies &&
+                                   p.settings.sample_concatenate_permutation &&
+                                   p.ttft_limit_ms == 0 &&
+                                   !p.whole_set;  // 64 samples instead of 24,576
+                          }),
+            0);
   o.model_name = "llama2-70b-interactive";
   o.scenario = Scenario::kInteractive;
   o.target_qps = 3.5;
-  EXPECT_EQ(plan_in_child(o, dir, [](const LoadgenPlan& p) {
-              return p.ttft_limit_ms == 450 && p.tpot_limit_ms == 40 && p.departures.empty() &&
-                     p.settings.server_target_qps == 3.5 && p.known_benchmark;
-            }), 0);
+  EXPECT_EQ(plan_in_child(o, dir,
+                          [](const LoadgenPlan& p) {
+                            return p.ttft_limit_ms == 450 && p.tpot_limit_ms == 40 &&
+                                   p.departures.empty() && p.settings.server_target_qps == 3.5 &&
+                                   p.known_benchmark;
+                          }),
+            0);
 }
 
 TEST(Settings, InteractiveNeedsTheNameThatHasItsLimits) {
@@ -118,10 +125,13 @@ TEST(Settings, LooserLimitsThanMlperfsAreNamed) {
   o.scenario = Scenario::kInteractive;
   o.user_conf = dir.path + "/mine.conf";
   std::ofstream(o.user_conf) << "llama2-70b-interactive.Server.ttft_latency = 2000";
-  EXPECT_EQ(plan_in_child(o, dir, [](const LoadgenPlan& p) {
-              return p.departures ==
-                     "time to first token limit of 2000 ms where mlperf.conf has 450 ms";
-            }), 0);
+  EXPECT_EQ(
+      plan_in_child(o, dir,
+                    [](const LoadgenPlan& p) {
+                      return p.departures ==
+                             "time to first token limit of 2000 ms where mlperf.conf has 450 ms";
+                    }),
+      0);
   std::ofstream(o.user_conf) << "llama2-70b-interactive.Server.ttft_latency = soon";
   EXPECT_EQ(plan_in_child(o, dir, [](const LoadgenPlan&) { return true; }),
             static_cast<int>(ExitCode::kBadInput));
@@ -132,11 +142,15 @@ TEST(Settings, ANameOfOnesOwnGetsTokenLatencies) {
   ServeOptions o = good_options(dir);
   o.scenario = Scenario::kServer;
   o.demo = true;
-  EXPECT_EQ(plan_in_child(o, dir, [](const LoadgenPlan& p) {
-              return !p.known_benchmark && p.whole_set && p.settings.use_token_latencies &&
-                     p.settings.min_query_count == 459 && p.settings.min_duration_ms == 0 &&
-                     p.ttft_limit_ms == 2000 && p.tpot_limit_ms == 200 && p.expected_queries == 512;
-            }), 0);
+  EXPECT_EQ(plan_in_child(o, dir,
+                          [](const LoadgenPlan& p) {
+                            return !p.known_benchmark && p.whole_set &&
+                                   p.settings.use_token_latencies &&
+                                   p.settings.min_query_count == 459 &&
+                                   p.settings.min_duration_ms == 0 && p.ttft_limit_ms == 2000 &&
+                                   p.tpot_limit_ms == 200 && p.expected_queries == 512;
+                          }),
+            0);
 }
 
 TEST(Logs, AnErrorOrACutOffLogIsNeverValid) {
@@ -146,7 +160,8 @@ TEST(Logs, AnErrorOrACutOffLogIsNeverValid) {
       << "\n"
       << R"(:::MLLOG {"key": "error_runtime", "value": "boom", "metadata": {"is_error": true}})"
       << "\n"
-      << R"(:::MLLOG {"key": "rate", "value": nan, "metadata": {"is_error": false}})" << "\n";
+      << R"(:::MLLOG {"key": "rate", "value": nan, "metadata": {"is_error": false}})"
+      << "\n";
   std::ofstream(dir.path + "/mlperf_log_summary.txt") << "Result is : VALID\n";
   const LoadgenLogs logs = read_loadgen_logs(dir.path);
   EXPECT_FALSE(logs.complete);

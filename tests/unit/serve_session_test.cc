@@ -209,9 +209,9 @@ void expect_interrupted(Scenario scenario, std::vector<Mode> modes, double qps) 
   EXPECT_LT(journal.size(), 512u);
   EXPECT_EQ(r.at("samples"), journal.size());
   std::string detail;
-  for (const auto& line : lines_of(o.out_dir + "/" + pass +
-                                   (o.modes[0] == Mode::kPerformance ? "/run_1" : "") +
-                                   "/mlperf_log_detail.txt"))
+  for (const auto& line :
+       lines_of(o.out_dir + "/" + pass + (o.modes[0] == Mode::kPerformance ? "/run_1" : "") +
+                "/mlperf_log_detail.txt"))
     detail += line;
   EXPECT_NE(detail.find("drover ended the run early: host h, rank 3: gone"), std::string::npos);
 }

@@ -19,14 +19,16 @@ struct Case {
   Model model;
   int replicas = 1;
   uint64_t seed = 1;
-  bool lockstep = false;  // results come at once instead of up to groups + 1 steps late
+  bool lockstep = false;     // results come at once instead of up to groups + 1 steps late
   double arrive_rate = 1.0;  // chance of a request to arrive before each turn; 1: all at once
 };
 
 class Driver {
  public:
   explicit Driver(const Case& c)
-      : case_(c), random_(c.seed), scheduler_(c.replicas, c.limits),
+      : case_(c),
+        random_(c.seed),
+        scheduler_(c.replicas, c.limits),
         flights_(static_cast<size_t>(c.replicas)) {
     for (int r = 0; r < c.replicas; ++r) workers_.emplace_back(c.limits, c.model);
   }

@@ -66,7 +66,9 @@ inline std::vector<int32_t> expected_tokens(const Model& model, const Request& r
 class Worker {
  public:
   Worker(const ReplicaLimits& limits, const Model& model)
-      : limits_(limits), model_(model), slots_(static_cast<size_t>(limits.slots)),
+      : limits_(limits),
+        model_(model),
+        slots_(static_cast<size_t>(limits.slots)),
         owner_(static_cast<size_t>(limits.pages), -1),
         kv_(static_cast<size_t>(limits.pages) * static_cast<size_t>(limits.page_tokens)),
         coming_(static_cast<size_t>(limits.groups)),
@@ -103,8 +105,8 @@ class Worker {
     State state = State::kFree;
     Admission request;
     bool ended = false;
-    int32_t next = 0;      // position of its next row
-    int32_t sampled = 0;   // new tokens, those on their way included
+    int32_t next = 0;                 // position of its next row
+    int32_t sampled = 0;              // new tokens, those on their way included
     std::vector<int32_t> tokens;      // at the first stage: as far as they have come back
     std::vector<int32_t> new_tokens;  // at the last stage
     std::vector<int32_t> pages;
@@ -242,8 +244,8 @@ class Worker {
              s.next);
     const int32_t known = static_cast<int32_t>(s.request.prompt.size()) + s.sampled;
     SIM_RULE(c.last == (c.start + c.count == known),
-             "sequence {}: chunk to {} of {} tokens has last = {}", s.request.id,
-             c.start + c.count, known, c.last);
+             "sequence {}: chunk to {} of {} tokens has last = {}", s.request.id, c.start + c.count,
+             known, c.last);
     uint64_t state = 0;
     for (int32_t p = c.start; p < c.start + c.count; ++p) state = run_row(c.slot, p);
     s.next = c.start + c.count;
@@ -275,9 +277,9 @@ class Worker {
   ReplicaLimits limits_;
   Model model_;
   std::vector<Slot> slots_;
-  std::vector<int32_t> owner_;  // [pages] slot, or -1
-  std::vector<uint64_t> kv_;    // [pages, page_tokens]
-  std::vector<std::vector<Sampled>> coming_;   // by group: on their way to the first stage
+  std::vector<int32_t> owner_;                  // [pages] slot, or -1
+  std::vector<uint64_t> kv_;                    // [pages, page_tokens]
+  std::vector<std::vector<Sampled>> coming_;    // by group: on their way to the first stage
   std::vector<std::vector<int32_t>> decoding_;  // by group: slots, ascending
   uint64_t steps_ = 0;
   int32_t live_ = 0;

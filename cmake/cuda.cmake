@@ -1,0 +1,17 @@
+# The CUDA backend, off unless asked for: -DDROVER_CUDA=ON, -DCMAKE_CUDA_ARCHITECTURES as CMake takes it.
+option(DROVER_CUDA "Build the CUDA backend (sm_80 and later; needs CUDA 12 or later)" OFF)
+if(DROVER_CUDA)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES "80;86;89;90a")
+  endif()
+  enable_language(CUDA)
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  find_package(CUDAToolkit REQUIRED)
+  # Kernels see plain types only, so they need neither drover_flags nor its libraries.
+  file(GLOB cuda_kernels CONFIGURE_DEPENDS src/backend/cuda/*.cu)
+  add_library(drover_cuda_kernels STATIC ${cuda_kernels})
+  target_include_directories(drover_cuda_kernels PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/src)
+  target_link_libraries(drover_cuda_kernels PUBLIC CUDA::cudart)
+  drover_room(backend/cuda drover_base drover_cuda_kernels CUDA::cublasLt)
+endif()

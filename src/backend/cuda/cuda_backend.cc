@@ -1,0 +1,277 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+
+#include "backend/cuda/cuda_check.h"
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/linear.h"
+#include "backend/cuda/staging.h"
+
+namespace drover {
+namespace {
+
+using cuda::DeviceBytes;
+
+constexpr size_t kStagingHalf = size_t{8} << 20;
+constexpr size_t kCounters = 1 << 16;
+
+class StoredEmbedding : public Embedding {
+ public:
+  cuda::StoredTable table;
+  DeviceBytes codes, scales, zeros, minimums;
+};
+
+// The device is chosen before any member allocates, the stream ends after all of them.
+struct Device {
+  cudaDeviceProp properties{};
+  cudaStream_t stream = nullptr;
+  explicit Device(int id) {
+    DROVER_CHECK(id >= 0 && id < cuda_device_count(), ExitCode::kEnvironment,
+                 "GPU {} is not there: CUDA sees {}", id, cuda_device_count());
+    DROVER_CUDA(cudaSetDevice(id));
+    DROVER_CUDA(cudaGetDeviceProperties(&properties, id));
+    DROVER_CHECK(properties.major >= 8, ExitCode::kEnvironment,
+                 "GPU {} ({}) has compute capability {}.{}: 8.0 or later is needed", id,
+                 properties.name, properties.major, properties.minor);
+    DROVER_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  }
+  ~Device() { cudaStreamDestroy(stream); }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+};
+
+cudaStream_t as_stream(Stream s) { return static_cast<cudaStream_t>(s); }
+
+cuda::Rows rows_of(const StepRows& s) {
+  return {s.rows, s.chunks, s.row_slot, s.row_position, s.page_table, s.max_pages};
+}
+
+cuda::Cache cache_of(const KvShape& s, const KvLayer& l) {
+  return {static_cast<int>(s.format),
+          s.page_tokens,
+          s.kv_heads,
+          s.head_size,
+          l.k,
+          l.v,
+          l.k_scale,
+          l.v_scale};
+}
+
+void check_shape(const KvShape& s, int32_t heads) {
+  const bool known = s.head_size == 16 || s.head_size == 32 || s.head_size == 64 ||
+                     s.head_size == 128 || s.head_size == 256;
+  DROVER_CHECK(known, ExitCode::kUsage,
+               "the CUDA backend has heads of 16, 32, 64, 128 or 256 features, not of {}",
+               s.head_size);
+  DROVER_CHECK(s.kv_heads > 0 && s.page_tokens > 0 && heads % s.kv_heads == 0, ExitCode::kInternal,
+               "{} query heads on {} KV heads, pages of {} tokens", heads, s.kv_heads,
+               s.page_tokens);
+}
+
+class CudaBackend : public Backend {
+ public:
+  explicit CudaBackend(const CudaOptions& o)
+      : device_(o.device),
+        partials_(o.workspace_bytes, "the workspace", device_.stream),
+        counters_(kCounters * 4, "counters", device_.stream),
+        work_{static_cast<float*>(partials_.get()), o.workspace_bytes / 4,
+              static_cast<uint32_t*>(counters_.get()), kCounters,
+              device_.properties.multiProcessorCount},
+        linears_(work_, device_.stream),
+        staging_(kStagingHalf) {}
+
+  std::string name() const override { return "cuda"; }
+  std::string description() const override {
+    int runtime = 0, driver = 0;
+    cudaRuntimeGetVersion(&runtime);
+    cudaDriverGetVersion(&driver);
+    const auto& p = device_.properties;
+    return fmt::format(
+        "cuda: {}, sm_{}{}, {} multiprocessors, {:.1f} GiB, runtime {}.{}, driver "
+        "for {}.{}, cuBLASLt {}",
+        p.name, p.major, p.minor, p.multiProcessorCount,
+        static_cast<double>(p.totalGlobalMem) / (1 << 30), runtime / 1000, runtime % 1000 / 10,
+        driver / 1000, driver % 1000 / 10, cublasLtGetVersion());
+  }
+  Dtype activation_dtype() const override { return Dtype::kBf16; }
+  // The kernels check bounds; few distinct sizes keep cuBLASLt's plans few.
+  int64_t padded_rows(int64_t rows) const override { return (rows + 7) / 8 * 8; }
+  Stream stream() override { return device_.stream; }
+
+  void* alloc(size_t bytes, std::string_view purpose) override {
+    return cuda::device_alloc(bytes, purpose);
+  }
+  void free(void* p) noexcept override { cudaFree(p); }
+  void copy_in(void* device, const void* host, size_t bytes, Stream s) override {
+    staging_.copy_in(device, host, bytes, as_stream(s));
+  }
+  void copy_out(void* host, const void* device, size_t bytes, Stream s) override {
+    staging_.copy_out(host, device, bytes, as_stream(s));
+  }
+  DeviceEvent record(Stream s) override { return {staging_.record(as_stream(s))}; }
+  void wait(DeviceEvent e, Deadline deadline, const Interrupt& interrupt) override {
+    staging_.wait(e.handle, deadline, interrupt);
+  }
+
+  std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) override {
+    return linears_.load(parts);
+  }
+  std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
+
+  void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
+             const StepRows& step, void* out, Stream s) override {
+    cuda::embed(static_cast<const StoredEmbedding&>(table).table, vocab_begin, tokens, max_tokens,
+                step.row_slot, step.row_position, step.rows, out, as_stream(s));
+    DROVER_CUDA_LAUNCHED("embed");
+  }
+  void norm(const Norm& a, Stream s) override;
+  void linear(const Linear& w, const void* in, void* out, int64_t rows, bool f32_out,
+              Stream s) override {
+    DROVER_CHECK(s == device_.stream, ExitCode::kInternal,
+                 "linears run on the backend's own stream");
+    linears_.run(w, in, out, rows, f32_out);
+  }
+  void gather_columns(const void* in, int64_t, int64_t segment_cols, const int32_t* index,
+                      void* out, int64_t rows, int64_t cols, Stream s) override {
+    cuda::gather_columns(in, segment_cols, index, out, rows, cols, as_stream(s));
+    DROVER_CUDA_LAUNCHED("gather_columns");
+  }
+  void rope_append(const RopeAppend& a, const StepRows& step, Stream s) override {
+    check_shape(a.shape, a.heads);
+    DROVER_CHECK(a.rope_dims >= 0 && a.rope_dims % 2 == 0 && a.rope_dims <= a.shape.head_size,
+                 ExitCode::kInternal, "{} rotated dimensions of heads of {}", a.rope_dims,
+                 a.shape.head_size);
+    cuda::rope_append(a.qkv, a.heads, a.inverse_frequencies, a.rope_dims, a.half_pairing,
+                      cache_of(a.shape, a.cache), rows_of(step), as_stream(s));
+    DROVER_CUDA_LAUNCHED("rope_append");
+  }
+  void attention(const Attention& a, const StepRows& step, Stream s) override {
+    check_shape(a.shape, a.heads);
+    cuda::attention(a.qkv, a.out, a.heads, cache_of(a.shape, a.cache), rows_of(step), work_,
+                    as_stream(s));
+    DROVER_CUDA_LAUNCHED("attention");
+  }
+  void silu_gate(const void* in, void* out, int64_t rows, int64_t features, Stream s) override {
+    cuda::silu_gate(in, out, rows, features, as_stream(s));
+    DROVER_CUDA_LAUNCHED("silu_gate");
+  }
+  void argmax(const Argmax& a, Stream s) override {
+    cuda::argmax(a.logits, a.rows, a.vocab_begin, a.vocab_count, a.forbid_eos, a.eos_ids,
+                 a.eos_count, reinterpret_cast<cuda::TokenCandidate*>(a.out), as_stream(s));
+    DROVER_CUDA_LAUNCHED("argmax");
+  }
+  void merge_argmax(const Candidate* candidates, int32_t shards, int64_t rows, int32_t* ids,
+                    Stream s) override {
+    cuda::merge_argmax(reinterpret_cast<const cuda::TokenCandidate*>(candidates), shards, rows, ids,
+                       as_stream(s));
+    DROVER_CUDA_LAUNCHED("merge_argmax");
+  }
+  void store_tokens(const int32_t* ids, const int32_t* slot, const int32_t* position, int64_t rows,
+                    int32_t* tokens, int64_t max_tokens, Stream s) override {
+    cuda::store_tokens(ids, slot, position, rows, tokens, max_tokens, as_stream(s));
+    DROVER_CUDA_LAUNCHED("store_tokens");
+  }
+  size_t page_bytes(const KvShape& s) const override {
+    return 8 * (value_words(s) + scale_words(s));
+  }
+  void gather_pages(const KvShape& shape, std::span<const KvLayer> layers, const int32_t* pages,
+                    int32_t count, void* packed, Stream s) override {
+    move_pages(shape, layers, pages, count, packed, true, s);
+  }
+  void scatter_pages(const KvShape& shape, std::span<const KvLayer> layers, const int32_t* pages,
+                     int32_t count, const void* packed, Stream s) override {
+    move_pages(shape, layers, pages, count, const_cast<void*>(packed), false, s);
+  }
+
+ private:
+  static_assert(sizeof(cuda::TokenCandidate) == sizeof(Candidate));
+  // Words of 4 bytes of a page's k (and of its v), and of its k_scale; heads are of 16 or more.
+  static size_t value_words(const KvShape& s) {
+    const size_t bytes = s.format == KvFormat::kF32 ? 4 : s.format == KvFormat::kBf16 ? 2 : 1;
+    return static_cast<size_t>(s.kv_heads) * s.page_tokens * s.head_size * bytes / 4;
+  }
+  static size_t scale_words(const KvShape& s) {
+    return s.format == KvFormat::kFp8 ? static_cast<size_t>(s.kv_heads) * s.page_tokens : 0;
+  }
+  void move_pages(const KvShape& shape, std::span<const KvLayer> layers, const int32_t* pages,
+                  int32_t count, void* packed, bool gather, Stream s);
+
+  Device device_;
+  DeviceBytes partials_, counters_;
+  cuda::Workspace work_;
+  cuda::LinearEngine linears_;
+  cuda::Staging staging_;
+};
+
+std::unique_ptr<Embedding> CudaBackend::load_embedding(const WeightTensor& t) {
+  DROVER_CHECK(t.permutation.empty(), ExitCode::kBadInput,
+               "an embedding table cannot have permuted columns (act-order)");
+  auto e = std::make_unique<StoredEmbedding>();
+  const auto upload = [&](const auto& host) {
+    const size_t bytes = host.size() * sizeof(host[0]);
+    DeviceBytes d(std::max<size_t>(bytes, 16), "the embedding table", device_.stream);
+    staging_.copy_in(d.get(), host.data(), bytes, device_.stream);
+    return d;
+  };
+  e->codes = upload(t.codes), e->scales = upload(t.scales);
+  e->zeros = upload(t.zeros), e->minimums = upload(t.minimums);
+  e->table = {static_cast<int>(t.format),
+              static_cast<int>(t.zero),
+              t.group,
+              t.scale_dtype == Dtype::kBf16,
+              t.rows,
+              t.cols,
+              static_cast<const uint8_t*>(e->codes.get()),
+              static_cast<const uint16_t*>(e->scales.get()),
+              static_cast<const uint8_t*>(e->zeros.get()),
+              static_cast<const uint16_t*>(e->minimums.get())};
+  e->rows = t.rows, e->cols = t.cols, e->bytes = t.bytes();
+  return e;
+}
+
+void CudaBackend::norm(const Norm& a, Stream s) {
+  const bool apart = a.weight == nullptr || a.select != nullptr;
+  if (apart && a.delta != nullptr)
+    cuda::add_rows(a.residual, a.delta, static_cast<size_t>(a.rows * a.features), as_stream(s));
+  if (a.weight != nullptr)
+    cuda::norm(a.residual, apart ? nullptr : a.delta, a.weight, a.out, a.features, a.epsilon,
+               a.select, a.select != nullptr ? a.out_rows : a.rows, as_stream(s));
+  DROVER_CUDA_LAUNCHED("norm");
+}
+
+void CudaBackend::move_pages(const KvShape& shape, std::span<const KvLayer> layers,
+                             const int32_t* pages, int32_t count, void* packed, bool gather,
+                             Stream s) {
+  const auto words = [](auto* p) { return reinterpret_cast<uint32_t*>(p); };
+  for (size_t first = 0; first < layers.size(); first += cuda::kLayersALaunch) {
+    const size_t n = std::min<size_t>(cuda::kLayersALaunch, layers.size() - first);
+    cuda::PagePools pools{};
+    for (size_t i = 0; i < n; ++i) {
+      const KvLayer& l = layers[first + i];
+      pools.part[i][0] = static_cast<uint32_t*>(l.k),
+      pools.part[i][1] = static_cast<uint32_t*>(l.v);
+      pools.part[i][2] = words(l.k_scale), pools.part[i][3] = words(l.v_scale);
+    }
+    cuda::move_pages(pools, static_cast<int>(n), static_cast<int>(first),
+                     static_cast<int>(layers.size()), value_words(shape), scale_words(shape), pages,
+                     count, static_cast<uint32_t*>(packed), gather, as_stream(s));
+    DROVER_CUDA_LAUNCHED("moving pages");
+  }
+}
+
+}  // namespace
+
+int cuda_device_count() noexcept {
+  int n = 0;
+  if (cudaGetDeviceCount(&n) == cudaSuccess) return n;
+  cudaGetLastError();
+  return 0;
+}
+
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
+  return std::make_unique<CudaBackend>(options);
+}
+
+}  // namespace drover

@@ -1,0 +1,27 @@
+// The CUDA backend: activations bf16, sums f32, weights as stored (INT4 and INT8 codes exact in the
+// tensor cores, float weights as bf16). One GPU a backend, sm_80 or later.
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace drover {
+
+struct CudaOptions {
+  int device = 0;
+  size_t workspace_bytes = size_t{64} << 20;  // partial sums of split linears and attention
+};
+
+// Throws kEnvironment when there is no such GPU, or it is too old.
+//
+// Operations run on stream() in order and only there (the workspace is shared); none allocates or
+// waits. Ends of copies: copy_in has taken the host's bytes when it returns; copy_out's bytes are
+// there once wait() has returned for an event recorded after it. Large copies go in pieces of the
+// staging memory and wait for it. Every recorded event is waited for once.
+// A row's results do not depend on its batch, but for float weights (cuBLASLt).
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
+
+int cuda_device_count() noexcept;  // 0 without a driver
+
+}  // namespace drover

@@ -1,0 +1,229 @@
+#include "backend/cuda/linear.h"
+
+#include <algorithm>
+
+#include "backend/cuda/cuda_check.h"
+
+#define DROVER_CUBLAS(call)                                                 \
+  do {                                                                      \
+    const cublasStatus_t drover_s_ = (call);                                \
+    if (drover_s_ != CUBLAS_STATUS_SUCCESS)                                 \
+      DROVER_FAIL(ExitCode::kEnvironment, "cuBLASLt: {} failed: {}", #call, \
+                  cublasLtGetStatusString(drover_s_));                      \
+  } while (false)
+
+namespace drover::cuda {
+namespace {
+
+constexpr size_t kLtWorkspace = size_t{32} << 20;
+
+class QuantizedLinear : public Linear {
+ public:
+  QuantizedWeights w;
+  DeviceBytes codes, scales, offsets;
+};
+
+class FloatLinear : public Linear {
+ public:
+  DeviceBytes weights;  // bf16 [rows, cols]
+};
+
+bool quantized(const WeightTensor& w) {
+  return w.format == WeightFormat::kInt4 || w.format == WeightFormat::kInt8;
+}
+
+template <typename T>
+DeviceBytes upload(const std::vector<T>& host, cudaStream_t s) {
+  const size_t bytes = host.size() * sizeof(T);
+  DeviceBytes d(std::max<size_t>(bytes, 16), "weights on their way", s);
+  DROVER_CUDA(cudaMemcpyAsync(d.get(), host.data(), bytes, cudaMemcpyHostToDevice, s));
+  return d;
+}
+
+// Enough chunks for three blocks a multiprocessor at small batches, each of 1,024 columns or more.
+// Of the shape alone: the order of sums depends on it.
+int chunk_blocks(int64_t tiles, int64_t blocks, int multiprocessors) {
+  const int64_t row_blocks = tiles / kTilesOfBlock;
+  int64_t chunks = (int64_t{3} * multiprocessors + row_blocks / 2) / row_blocks;
+  chunks = std::clamp<int64_t>(chunks, 1, std::max<int64_t>(blocks / 8, 1));
+  const int64_t chunk = (blocks + chunks - 1) / chunks;
+  return static_cast<int>((chunk + 1) / 2 * 2);
+}
+
+}  // namespace
+
+void* device_alloc(size_t bytes, std::string_view purpose) {
+  void* p = nullptr;
+  const cudaError_t e = cudaMalloc(&p, std::max<size_t>(bytes, 1));
+  if (e != cudaSuccess) {
+    cudaGetLastError();  // forgotten, so that the next launch is not blamed
+    DROVER_FAIL(ExitCode::kEnvironment,
+                "no GPU memory for {} ({:.1f} MiB): {}; use more GPUs, fewer KV pages or a smaller "
+                "model",
+                purpose, static_cast<double>(bytes) / (1 << 20), cudaGetErrorString(e));
+  }
+  return p;
+}
+
+DeviceBytes::DeviceBytes(size_t bytes, std::string_view purpose, cudaStream_t s)
+    : p_(device_alloc(bytes, purpose)) {
+  DROVER_CUDA(cudaMemsetAsync(p_, 0, bytes, s));
+}
+
+DeviceBytes::~DeviceBytes() { cudaFree(p_); }
+
+struct LinearEngine::Plan {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, in = nullptr, out = nullptr;
+  cublasLtMatmulHeuristicResult_t choice{};
+  ~Plan() {
+    cublasLtMatrixLayoutDestroy(out);
+    cublasLtMatrixLayoutDestroy(in);
+    cublasLtMatrixLayoutDestroy(w);
+    cublasLtMatmulDescDestroy(operation);
+  }
+};
+
+LinearEngine::LinearEngine(const Workspace& work, cudaStream_t stream)
+    : work_(work), stream_(stream), lt_workspace_(kLtWorkspace, "cuBLASLt's workspace", stream) {
+  DROVER_CUBLAS(cublasLtCreate(&handle_));
+}
+
+LinearEngine::~LinearEngine() {
+  plans_.clear();
+  cublasLtDestroy(handle_);
+}
+
+std::unique_ptr<Linear> LinearEngine::load(std::span<const WeightTensor> parts) {
+  DROVER_CHECK(!parts.empty(), ExitCode::kInternal, "a linear of no parts");
+  const WeightTensor& first = parts.front();
+  int64_t rows = 0;
+  for (const WeightTensor& p : parts) {
+    DROVER_CHECK(p.cols == first.cols && p.format == first.format && p.zero == first.zero &&
+                     p.group == first.group && p.scale_dtype == first.scale_dtype,
+                 ExitCode::kBadInput,
+                 "stacked weights must be alike: {} columns {} group {} and {} columns {} group {}",
+                 first.cols, to_string(first.format), first.group, p.cols, to_string(p.format),
+                 p.group);
+    rows += p.rows;
+  }
+  auto w = quantized(first) ? load_quantized(parts, rows) : load_float(parts, rows);
+  w->rows = rows, w->cols = first.cols;
+  return w;
+}
+
+std::unique_ptr<Linear> LinearEngine::load_quantized(std::span<const WeightTensor> parts,
+                                                     int64_t rows) {
+  const WeightTensor& first = parts.front();
+  const bool known = first.group == 32 || first.group == 64 || first.group == 128;
+  DROVER_CHECK(known && first.cols % first.group == 0, ExitCode::kBadInput,
+               "the CUDA backend has groups of 32, 64 and 128 columns: found {} of {} columns",
+               first.group, first.cols);
+  auto l = std::make_unique<QuantizedLinear>();
+  QuantizedWeights& w = l->w;
+  w.bits = first.format == WeightFormat::kInt4 ? 4 : 8;
+  w.group = first.group;
+  const bool fast = w.bits == 4 && w.group == 128 && first.zero == ZeroKind::kSymmetric;
+  w.zero = first.zero == ZeroKind::kMinimums ? 2 : fast ? 0 : 1;
+  w.bf16_scales = first.scale_dtype == Dtype::kBf16;
+  w.rows = rows, w.cols = first.cols;
+  const int64_t block_rows = 16 * kTilesOfBlock;
+  w.tiles = (rows + block_rows - 1) / block_rows * kTilesOfBlock;
+  w.blocks = (first.cols + 127) / 128;
+  w.chunk = chunk_blocks(w.tiles, w.blocks, work_.multiprocessors);
+  size_t bytes[3];
+  repacked_bytes(w, bytes);
+  l->codes = DeviceBytes(bytes[0], "weights", stream_);
+  l->scales = DeviceBytes(bytes[1], "weights' scales", stream_);
+  if (bytes[2] > 0) l->offsets = DeviceBytes(bytes[2], "weights' offsets", stream_);
+  l->bytes = bytes[0] + bytes[1] + bytes[2];
+  w.codes = l->codes.get();
+  w.scales = static_cast<const uint32_t*>(l->scales.get());
+  w.offsets = static_cast<const uint32_t*>(l->offsets.get());
+  int64_t row = 0;
+  for (const WeightTensor& p : parts) {
+    const auto codes = upload(p.codes, stream_), scales = upload(p.scales, stream_),
+               zeros = upload(p.zeros, stream_), minimums = upload(p.minimums, stream_);
+    const RepackSource from{w.bits,
+                            w.group,
+                            static_cast<int>(p.zero),
+                            p.rows,
+                            p.cols,
+                            static_cast<const uint8_t*>(codes.get()),
+                            static_cast<const uint16_t*>(scales.get()),
+                            static_cast<const uint8_t*>(zeros.get()),
+                            static_cast<const uint16_t*>(minimums.get())};
+    repack(from, row, w, stream_);
+    DROVER_CUDA_LAUNCHED("repacking");
+    row += p.rows;
+    DROVER_CUDA(cudaStreamSynchronize(stream_));
+  }
+  return l;
+}
+
+std::unique_ptr<Linear> LinearEngine::load_float(std::span<const WeightTensor> parts,
+                                                 int64_t rows) {
+  auto l = std::make_unique<FloatLinear>();
+  const int64_t cols = parts.front().cols;
+  l->bytes = static_cast<size_t>(rows * cols) * 2;
+  l->weights = DeviceBytes(l->bytes, "weights", stream_);
+  auto* to = static_cast<uint16_t*>(l->weights.get());
+  for (const WeightTensor& p : parts) {
+    const auto raw = upload(p.codes, stream_);
+    to_bf16(static_cast<int>(p.format), raw.get(), to, static_cast<size_t>(p.rows * cols), stream_);
+    DROVER_CUDA_LAUNCHED("weights to bf16");
+    to += p.rows * cols;
+    DROVER_CUDA(cudaStreamSynchronize(stream_));
+  }
+  return l;
+}
+
+// Column-major as cuBLAS sees it: out^T [n, rows] = w [n, k] * in^T [k, rows].
+const LinearEngine::Plan& LinearEngine::plan(int64_t n, int64_t k, int64_t rows, bool f32_out) {
+  auto& slot = plans_[{n, k, rows, f32_out}];
+  if (slot) return *slot;
+  auto p = std::make_unique<Plan>();
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  DROVER_CUBLAS(cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  DROVER_CUBLAS(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA,
+                                               &transposed, sizeof(transposed)));
+  const auto un = static_cast<uint64_t>(n), uk = static_cast<uint64_t>(k),
+             um = static_cast<uint64_t>(rows);
+  DROVER_CUBLAS(cublasLtMatrixLayoutCreate(&p->w, CUDA_R_16BF, uk, un, k));
+  DROVER_CUBLAS(cublasLtMatrixLayoutCreate(&p->in, CUDA_R_16BF, uk, um, k));
+  DROVER_CUBLAS(cublasLtMatrixLayoutCreate(&p->out, f32_out ? CUDA_R_32F : CUDA_R_16BF, un, um, n));
+  cublasLtMatmulPreference_t preference = nullptr;
+  DROVER_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
+  const size_t room = kLtWorkspace;
+  int found = 0;
+  cublasStatus_t status = cublasLtMatmulPreferenceSetAttribute(
+      preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof(room));
+  if (status == CUBLAS_STATUS_SUCCESS)
+    status = cublasLtMatmulAlgoGetHeuristic(handle_, p->operation, p->w, p->in, p->out, p->out,
+                                            preference, 1, &p->choice, &found);
+  cublasLtMatmulPreferenceDestroy(preference);
+  DROVER_CHECK(status == CUBLAS_STATUS_SUCCESS && found > 0, ExitCode::kEnvironment,
+               "cuBLASLt has no way for {} rows of a {} x {} layer: {}", rows, n, k,
+               cublasLtGetStatusString(status));
+  slot = std::move(p);
+  return *slot;
+}
+
+void LinearEngine::run(const Linear& linear, const void* in, void* out, int64_t rows,
+                       bool f32_out) {
+  if (rows == 0) return;
+  if (const auto* q = dynamic_cast<const QuantizedLinear*>(&linear)) {
+    quantized_linear(q->w, choose_linear(q->w, rows, work_), in, out, rows, f32_out, work_,
+                     stream_);
+    DROVER_CUDA_LAUNCHED("a quantized linear");
+    return;
+  }
+  const auto& f = static_cast<const FloatLinear&>(linear);
+  const Plan& p = plan(f.rows, f.cols, rows, f32_out);
+  const float one = 1, zero = 0;
+  DROVER_CUBLAS(cublasLtMatmul(handle_, p.operation, &one, f.weights.get(), p.w, in, p.in, &zero,
+                               out, p.out, out, p.out, &p.choice.algo, lt_workspace_.get(),
+                               kLtWorkspace, stream_));
+}
+
+}  // namespace drover::cuda

@@ -1,0 +1,64 @@
+// Linears of the CUDA backend: quantized ones through linear_kernel.cuh, float ones through
+// cuBLASLt.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/kernels.h"
+
+namespace drover::cuda {
+
+// Owns device memory. Its destructor waits for the device, as cudaFree does.
+class DeviceBytes {
+ public:
+  DeviceBytes() = default;
+  // Full of zeros. Throws kEnvironment saying what for and how much.
+  DeviceBytes(size_t bytes, std::string_view purpose, cudaStream_t s);
+  ~DeviceBytes();
+  DeviceBytes(DeviceBytes&& o) noexcept : p_(std::exchange(o.p_, nullptr)) {}
+  DeviceBytes& operator=(DeviceBytes&& o) noexcept {
+    std::swap(p_, o.p_);
+    return *this;
+  }
+  void* get() const { return p_; }
+
+ private:
+  void* p_ = nullptr;
+};
+
+// cudaMalloc with an error that says what for and how much.
+void* device_alloc(size_t bytes, std::string_view purpose);
+
+class LinearEngine {
+ public:
+  LinearEngine(const Workspace& work, cudaStream_t stream);
+  ~LinearEngine();
+  LinearEngine(const LinearEngine&) = delete;
+  LinearEngine& operator=(const LinearEngine&) = delete;
+
+  std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);
+  void run(const Linear& w, const void* in, void* out, int64_t rows, bool f32_out);
+
+ private:
+  struct Plan;
+  std::unique_ptr<Linear> load_quantized(std::span<const WeightTensor> parts, int64_t rows);
+  std::unique_ptr<Linear> load_float(std::span<const WeightTensor> parts, int64_t rows);
+  const Plan& plan(int64_t n, int64_t k, int64_t rows, bool f32_out);
+
+  Workspace work_;
+  cudaStream_t stream_;
+  cublasLtHandle_t handle_ = nullptr;
+  DeviceBytes lt_workspace_;
+  // Heuristics are asked once for each shape and kept.
+  std::map<std::tuple<int64_t, int64_t, int64_t, bool>, std::unique_ptr<Plan>> plans_;
+};
+
+}  // namespace drover::cuda

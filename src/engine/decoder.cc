@@ -134,28 +134,10 @@ void Decoder::forward(const StepRows& step, const int32_t* tokens, int64_t max_t
   const void* delta = nullptr;  // what the last block adds to the residual stream  [n, hidden]
   for (size_t i = 0; i < layers_.size(); ++i) {
     const auto& w = layers_[i];
-    backend_.norm({.residual = residual_.data(),
-                   .delta = delta,
-                   .weight = w.attn_norm.data(),
-                   .out = normed_.data(),
-                   .rows = n,
-                   .features = arch_.hidden,
-                   .epsilon = arch_.norm_epsilon,
-                   .select = nullptr,
-                   .out_rows = n},
-                  s);
+    norm({.delta = delta, .weight = w.attn_norm.data(), .out = normed_.data(), .rows = n});
     attention_block(w, cache_.layer(i), step);  // normed_ -> delta_
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
-    backend_.norm({.residual = residual_.data(),
-                   .delta = delta_.data(),
-                   .weight = w.mlp_norm.data(),
-                   .out = normed_.data(),
-                   .rows = n,
-                   .features = arch_.hidden,
-                   .epsilon = arch_.norm_epsilon,
-                   .select = nullptr,
-                   .out_rows = n},
-                  s);
+    norm({.delta = delta_.data(), .weight = w.mlp_norm.data(), .out = normed_.data(), .rows = n});
     mlp_block(w, n);  // normed_ -> delta_
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
     delta = delta_.data();
@@ -163,19 +145,19 @@ void Decoder::forward(const StepRows& step, const int32_t* tokens, int64_t max_t
   }
 
   // The residual stream leaves the stage whole.
-  backend_.norm({.residual = residual_.data(),
-                 .delta = delta,
-                 .weight = nullptr,
-                 .out = nullptr,
-                 .rows = n,
-                 .features = arch_.hidden,
-                 .epsilon = 0,
-                 .select = nullptr,
-                 .out_rows = 0},
-                s);
+  norm({.delta = delta, .rows = n});
   if (!shard_.last()) {
     comms_.pipeline->send(residual_.data(), count * dtype_bytes(type), shard_.stage + 1, s);
   }
+}
+
+// What every norm of the model has in common; without `select`, every row is normed.
+void Decoder::norm(Backend::Norm a) {
+  a.residual = residual_.data();
+  a.features = arch_.hidden;
+  a.epsilon = arch_.norm_epsilon;
+  if (a.select == nullptr) a.out_rows = a.rows;
+  backend_.norm(a, backend_.stream());
 }
 
 void Decoder::attention_block(const DecoderLayer& w, const KvLayer& kv, const StepRows& step) {
@@ -238,16 +220,11 @@ const float* Decoder::logits(const StepRows& step, const int32_t* select, int64_
   DROVER_CHECK(rows <= logit_rows_, ExitCode::kInternal, "{} rows of logits, room for {}", rows,
                logit_rows_);
   Stream s = backend_.stream();
-  backend_.norm({.residual = residual_.data(),
-                 .delta = nullptr,
-                 .weight = final_norm_.data(),
-                 .out = selected_.data(),
-                 .rows = step.rows,
-                 .features = arch_.hidden,
-                 .epsilon = arch_.norm_epsilon,
-                 .select = select,
-                 .out_rows = rows},
-                s);
+  norm({.weight = final_norm_.data(),
+        .out = selected_.data(),
+        .rows = step.rows,
+        .select = select,
+        .out_rows = rows});
   backend_.linear(*output_, selected_.data(), logits_.data(), rows, true,
                   s);  // [rows, vocab shard]
   return logits_.data();

@@ -60,6 +60,7 @@ class Decoder {
   DeviceArray<float> load_vector(const WeightTensor& w);
   DeviceArray<int32_t> load_index(const std::vector<int32_t>& permutation);
   std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);
+  void norm(Backend::Norm a);
   void attention_block(const DecoderLayer& w, const KvLayer& kv, const StepRows& step);
   void mlp_block(const DecoderLayer& w, int64_t rows);
   const void* column_input(const void* in, const DeviceArray<int32_t>& index, int64_t rows);

@@ -385,7 +385,8 @@ int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body
   const bool lost = code == ExitCode::kLostPeer;
   const bool together = watchdog->leave(code == ExitCode::kOk ? 5.0 : lost ? 0.5 : 2.5);
   log::flush();
-  if (!together) std::_Exit(static_cast<int>(code));  // MPI_Finalize would wait for the lost peer
+  // MPI_Finalize would wait for a lost peer, and for mpirun while it sleeps before it kills.
+  if (!together || interrupt.raised()) std::_Exit(static_cast<int>(code));
   release(interrupt.raised());
   watchdog.reset();
   return static_cast<int>(code);

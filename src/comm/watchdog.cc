@@ -109,6 +109,7 @@ class MpiWatchdog final : public Watchdog {
   }
 
   void turn() {
+    notice_own_pause();
     reap();
     receive();
     watch_signals();
@@ -123,6 +124,16 @@ class MpiWatchdog final : public Watchdog {
     }
     if (leaving_ && !left_) announce_leave();
     if (rank_ == 0 && leaving_ && !agreed_) try_agreement();
+  }
+
+  // A process that was stopped heard nobody, and that is not the others' fault.
+  void notice_own_pause() {
+    if (since(last_turn_) > kSuspectSeconds) {
+      paused_ = true;
+      for (auto& s : states_) s.heard = s.advanced = Clock::now();
+      next_beat_ = deadline_in(1);  // what the others said meanwhile comes first
+    }
+    last_turn_ = Clock::now();
   }
 
   void post(int peer, const Message& m) {
@@ -202,7 +213,7 @@ class MpiWatchdog final : public Watchdog {
   // Rank 0 hears of failures and keeps the first; the others hear that one from it.
   void take_failure(FirstCause cause) {
     // A rank that lost a connection knows less than who sees that its peer is dead.
-    if (rank_ == 0 && cause.code == ExitCode::kLostPeer) blame_the_dead();
+    if (rank_ == 0 && cause.code == ExitCode::kLostPeer && !paused_) blame_the_dead();
     interrupt_.raise(cause.code, cause.text);
     const std::lock_guard lock(mutex_);
     verdict_ = std::move(cause);
@@ -296,7 +307,7 @@ class MpiWatchdog final : public Watchdog {
       return;
     }
     // mpirun terminates everybody when a rank dies: name the dead one if it was on this host.
-    if (blame_the_dead()) return;
+    if (!paused_ && blame_the_dead()) return;
     for (size_t p = 0; p < states_.size(); ++p) {
       const double silent = since(states_[p].heard);
       if (static_cast<int>(p) == rank_ || silent < kSuspectSeconds || states_[p].leaving) continue;
@@ -337,6 +348,8 @@ class MpiWatchdog final : public Watchdog {
   std::vector<PeerState> states_;  // rank 0: of every rank; others: [0] is rank 0's
   std::list<Send> sends_;
   Clock::time_point next_beat_ = Clock::now();
+  Clock::time_point last_turn_ = Clock::now();
+  bool paused_ = false;  // ever: the dead may then be dead because of this rank
   bool told_ = false;
   Deadline give_up_at_ = Deadline::max();
   std::mutex mutex_;

@@ -10,10 +10,12 @@ child=$!
 # itself can do from here on: other programs would be ended.
 trap : TERM INT
 echo "$child" >"$directory/pid.$rank"
-while true; do
+while
   wait "$child"
-  code=$?
-  kill -0 "$child" 2>/dev/null || break
-done
+  kill -0 "$child" 2>/dev/null
+do :; done
+# A signal may have come in the moment of the end: bash still knows how it was.
+wait "$child"
+code=$?
 echo "$code $EPOCHREALTIME" >"$directory/exit.$rank"
 exit "$code"

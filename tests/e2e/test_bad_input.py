@@ -155,9 +155,9 @@ MODEL_HARMS = {
     "negative layers": lambda f: f["architecture"].attrs.__setitem__("layers", np.int64(-3)),
     "no heads": lambda f: f["architecture"].attrs.__setitem__("heads", np.int64(0)),
     "rows overflow": lambda f: f["tensors/embed"].attrs.__setitem__("rows", np.int64(1) << 62),
-    "hidden is text": lambda f: f["architecture"].attrs.__setitem__("hidden", "many"),
+    "hidden is text": lambda f: f["architecture"].attrs.__setitem__("hidden", np.bytes_("many")),
     "newer version": lambda f: f.attrs.__setitem__("format_version", np.int64(9)),
-    "a dataset's format": lambda f: f.attrs.__setitem__("format", "drover-dataset"),
+    "a dataset's format": lambda f: f.attrs.__setitem__("format", np.bytes_("drover-dataset")),
     "external link": external,
     "absurd tokenizer": absurd_tokenizer,
     "floats for codes": lambda f: replace(f, "tensors/layers.0.q/codes",
@@ -188,7 +188,7 @@ DATASET_HARMS = {
     "no checksums": lambda f: f.__delitem__("input_ids_crc32c"),
     "external link": lambda f: (f.__delitem__("input_ids"), f.__setitem__(
         "input_ids", h5py.ExternalLink("other.h5", "/x"))),
-    "a model's format": lambda f: f.attrs.__setitem__("format", "drover-model"),
+    "a model's format": lambda f: f.attrs.__setitem__("format", np.bytes_("drover-model")),
 }
 
 
@@ -213,7 +213,7 @@ def test_dataset_for_another_tokenizer(tmp_path, dataset):
         f["tokenizer"].create_dataset("tokenizer_json", shape=(0,), dtype="u1", chunks=(1,),
                                       maxshape=(None,))
         f["tokenizer"].create_dataset("tokenizer_json_crc32c", shape=(0,), dtype="u4")
-        f["tokenizer"].attrs["sha256"] = hashlib.sha256(other).hexdigest()
+        f["tokenizer"].attrs["sha256"] = np.bytes_(hashlib.sha256(other).hexdigest())
     text = fails(tmp_path, 2, BAD_INPUT, *with_dataset(dataset, tmp_path / "out"), "--pp", 2)
     assert "another tokenizer" in text and "import the data again" in text
     assert "another tokenizer" in same_cause(tmp_path / "out", range(2))

@@ -34,7 +34,8 @@ def alive(pid):
 class Job:
     """`drover ARGUMENTS` on some ranks, whose processes can be hurt while it runs."""
 
-    def __init__(self, folder, ranks, *arguments, fault=None, program=None, env=None, grace=1):
+    def __init__(self, folder, ranks, *arguments, fault=None, program=None, env=None, grace=2):
+        # Of one second mpirun makes none when a signal interrupts its sleep.
         self.folder, self.ranks = pathlib.Path(folder), ranks
         self.records = self.folder / "records"
         self.records.mkdir(parents=True)

@@ -1,4 +1,5 @@
-# The CUDA backend, off unless asked for: -DDROVER_CUDA=ON, -DCMAKE_CUDA_ARCHITECTURES as CMake takes it.
+# The CUDA backend, off unless asked for with -DDROVER_CUDA=ON; for which GPUs:
+# -DCMAKE_CUDA_ARCHITECTURES.
 option(DROVER_CUDA "Build the CUDA backend (sm_80 and later; needs CUDA 12 or later)" OFF)
 if(DROVER_CUDA)
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
@@ -6,7 +7,10 @@ if(DROVER_CUDA)
   endif()
   enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 20)
-  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know it of CUDA 13
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  endif()
   find_package(CUDAToolkit REQUIRED)
   # Kernels see plain types only, so they need neither drover_flags nor its libraries.
   file(GLOB cuda_kernels CONFIGURE_DEPENDS src/backend/cuda/*.cu)

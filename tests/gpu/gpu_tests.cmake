@@ -1,9 +1,10 @@
-# The operation tests once more, over the CUDA backend: tests/gpu/ops/*.h stand in for tests/ops/*.h.
-# Label gpu; skipped where there is no GPU.
+# The operation tests once more, over the CUDA backend: tests/gpu/ops/*.h stand in for those of
+# tests/ops. Label gpu; skipped where there is no GPU.
 foreach(f ${ops})
   get_filename_component(name ${f} NAME_WE)
   add_executable(gpu_${name} ${f})
-  target_include_directories(gpu_${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/gpu ${CMAKE_CURRENT_SOURCE_DIR})
+  target_include_directories(gpu_${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/gpu
+                             ${CMAKE_CURRENT_SOURCE_DIR})
   target_link_libraries(gpu_${name} PRIVATE drover_backend_cuda GTest::gtest GTest::gtest_main)
   add_test(NAME gpu_${name} COMMAND gpu_${name})
   set_tests_properties(gpu_${name} PROPERTIES LABELS gpu TIMEOUT 300 RUN_SERIAL ON

@@ -7,9 +7,9 @@ namespace {
 template <int GROUP, int ZERO>
 void launch(const LinearArgs& a, LinearConfig c, int64_t tiles, cudaStream_t s) {
   if (c.tokens_tile <= 16)
-    launch_linear<LinearKernel<8, GROUP, ZERO, 8, 1, 1, 2, 2, 3>>(a, c, tiles, s);
+    launch_linear<LinearKernel<8, GROUP, ZERO, 8, 1, 1, 2, 2, 3, 2>>(a, c, tiles, s);
   else
-    launch_linear<LinearKernel<8, GROUP, ZERO, 4, 2, 2, 4, 1, 4>>(a, c, tiles, s);
+    launch_linear<LinearKernel<8, GROUP, ZERO, 4, 2, 2, 4, 1, 4, 1>>(a, c, tiles, s);
 }
 
 template <int GROUP>

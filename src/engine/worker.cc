@@ -164,6 +164,12 @@ void Worker::store(std::span<const int32_t> slot, std::span<const int32_t> posit
                         backend_.stream());
 }
 
+// A copy is there once what was queued before it has run.
+void Worker::read_back(void* host, const void* device, size_t bytes) {
+  backend_.copy_out(host, device, bytes, backend_.stream());
+  backend_.wait(backend_.record(backend_.stream()), deadline_in(limits_.step_seconds), interrupt_);
+}
+
 // Last stage: the best tokens of the wanted rows, in blocks of logit_rows.
 void Worker::sample(const StepRows& rows, StepResult& result) {
   const auto& wanted = layout_.wanted;
@@ -182,7 +188,7 @@ void Worker::sample(const StepRows& rows, StepResult& result) {
     decoder_.logits(rows, select_.data(), static_cast<int64_t>(count));
     report_logits(static_cast<int32_t>(begin), static_cast<int32_t>(count), result);
     decoder_.sample(static_cast<int64_t>(count), forbid_eos_.data(), ids_.data());
-    backend_.copy_out(host_ids_.data(), ids_.data(), count * sizeof(int32_t), backend_.stream());
+    read_back(host_ids_.data(), ids_.data(), count * sizeof(int32_t));
     for (size_t i = 0; i < count; ++i) {
       const auto& w = wanted[begin + i];
       if (!w.sampled) continue;
@@ -219,8 +225,7 @@ void Worker::report_logits(int32_t first_wanted, int32_t count, StepResult& resu
   const size_t part = (vocab + static_cast<size_t>(shard.tp) - 1) / static_cast<size_t>(shard.tp);
   const auto own = static_cast<size_t>(shard.vocab.size());
   std::vector<float> mine(static_cast<size_t>(count) * own);
-  backend_.copy_out(mine.data(), decoder_.logits_data(), mine.size() * sizeof(float),
-                    backend_.stream());
+  read_back(mine.data(), decoder_.logits_data(), mine.size() * sizeof(float));
   // Shards may differ in width by the remainder: gathered at the widest.
   std::vector<float> wide(static_cast<size_t>(count) * part);
   for (size_t r = 0; r < static_cast<size_t>(count); ++r) {
@@ -231,7 +236,7 @@ void Worker::report_logits(int32_t first_wanted, int32_t count, StepResult& resu
   in.upload(wide);
   comms_.tensor->all_gather(in.data(), out.data(), wide.size() * sizeof(float), backend_.stream());
   std::vector<float> all(out.size());
-  backend_.copy_out(all.data(), out.data(), all.size() * sizeof(float), backend_.stream());
+  read_back(all.data(), out.data(), all.size() * sizeof(float));
   if (!reports()) return;
   for (size_t r = 0; r < static_cast<size_t>(count); ++r) {
     const Slot& s = slots_.slot(w[r].slot);

@@ -44,6 +44,7 @@ class Worker {
   void upload(const StepPlan& plan);
   void take_feedback(int32_t group);
   void store(std::span<const int32_t> slot, std::span<const int32_t> position);
+  void read_back(void* host, const void* device, size_t bytes);
   void sample(const StepRows& rows, StepResult& result);
   void report_logits(int32_t first_wanted, int32_t rows, StepResult& result);
   bool reports() const { return decoder_.shard().last() && decoder_.shard().tp_slot == 0; }

@@ -38,6 +38,7 @@ class ReplicaScheduler {
   int64_t outstanding_tokens() const { return outstanding_; }
   int32_t free_pages() const { return pool_.free(); }
   const SchedulerCounters& counters() const { return counters_; }
+  void reset_counters() { counters_ = {}; }
 
  private:
   // Sequences are senior by admission (kDeadline: by deadline first). The most senior one always

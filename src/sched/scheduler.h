@@ -81,6 +81,7 @@ class Scheduler {
   int64_t outstanding_tokens(int replica) const;
   int32_t free_pages(int replica) const;
   const SchedulerCounters& counters(int replica) const;
+  void reset_counters();  // of all replicas, to zero
 
  private:
   struct Replica;

@@ -171,8 +171,7 @@ struct Leader::Impl {
   int unanswered = 0;
   StepPlan plan;
   std::vector<std::byte> bytes;
-  LeaderEvents events;                  // set while idle
-  std::vector<SchedulerCounters> base;  // at the last reset
+  LeaderEvents events;  // set while idle
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -229,26 +228,20 @@ SchedulerCounters Leader::counters() const {
   SchedulerCounters sum;
   for (int r = 0; r < impl_->grid.dp; ++r) {
     const auto& c = impl_->scheduler.counters(r);
-    const SchedulerCounters zero;
-    const auto i = static_cast<size_t>(r);
-    const auto& b = i < impl_->base.size() ? impl_->base[i] : zero;
-    sum.steps += c.steps - b.steps;
-    sum.plan_rows += c.plan_rows - b.plan_rows;
-    sum.prefill_rows += c.prefill_rows - b.prefill_rows;
-    sum.decode_rows += c.decode_rows - b.decode_rows;
-    sum.recomputed_rows += c.recomputed_rows - b.recomputed_rows;
-    sum.preemptions += c.preemptions - b.preemptions;
-    sum.admitted += c.admitted - b.admitted;
-    sum.finished += c.finished - b.finished;
+    sum.steps += c.steps;
+    sum.plan_rows += c.plan_rows;
+    sum.prefill_rows += c.prefill_rows;
+    sum.decode_rows += c.decode_rows;
+    sum.recomputed_rows += c.recomputed_rows;
+    sum.preemptions += c.preemptions;
+    sum.admitted += c.admitted;
+    sum.finished += c.finished;
     sum.peak_running = std::max(sum.peak_running, c.peak_running);
     sum.peak_pages = std::max(sum.peak_pages, c.peak_pages);
   }
   return sum;
 }
 
-void Leader::reset_counters() {
-  impl_->base.clear();
-  for (int r = 0; r < impl_->grid.dp; ++r) impl_->base.push_back(impl_->scheduler.counters(r));
-}
+void Leader::reset_counters() { impl_->scheduler.reset_counters(); }
 
 }  // namespace drover

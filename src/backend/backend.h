@@ -1,4 +1,4 @@
-// The operations a model needs, on one device. Implementations: cpu/ (the oracle), later cuda/.
+// The operations a model needs, on one device. Implementations: cpu/ (the oracle) and cuda/.
 //
 // Every operation takes raw device pointers, shapes and a stream, allocates nothing, and is ordered
 // with the other operations on the same stream. Activations are rows: [rows, features], row-major,
@@ -27,6 +27,7 @@ class Linear {
   int64_t rows = 0;  // N, output features
   int64_t cols = 0;  // K, input features
   size_t bytes = 0;  // device memory held
+  bool quantized_input = false;  // wants its input in e4m3 with a scale a row (LinearInput)
 };
 
 // An embedding table (or the shard of one), in the backend's own layout.
@@ -63,11 +64,22 @@ struct KvShape {
 struct StepRows {
   int32_t rows = 0;
   int32_t chunks = 0;
-  const int32_t* row_slot = nullptr;      // [rows] the slot of the row's sequence
+  int32_t decode_rows = 0;                // chunks of one row at the end of the step
+  const int32_t* row_slot = nullptr;      // [rows] the slot of the row's sequence; -1: padding,
+                                          // which appends nothing and whose results are anything
   const int32_t* row_position = nullptr;  // [rows] its position in the sequence
   const int32_t* chunk_row = nullptr;     // [chunks + 1] first row of each chunk, and the end
   const int32_t* page_table = nullptr;    // [slots, max_pages] page ids of each slot
   int32_t max_pages = 0;
+};
+
+// What a linear reads, [rows, features]: activations (scale null), or codes in e4m3 with one f32
+// scale a row, x = code * scale, scale = amax / 448 of the row (W4A8). Writers of inputs quantize
+// when they are given a scale. On the CPU codes are kept as the f32 they stand for, scale included,
+// and the scales are written for the tests.
+struct LinearInput {
+  void* data = nullptr;
+  float* scale = nullptr;  // [rows]
 };
 
 struct Candidate {  // the best token of a row within one vocabulary shard
@@ -114,7 +126,7 @@ class Backend {
     void* residual = nullptr;       // [rows, features]
     const void* delta = nullptr;    // [rows, features] or null
     const float* weight = nullptr;  // [features] or null: only the addition
-    void* out = nullptr;            // [out_rows, features]
+    LinearInput out;                // [out_rows, features]
     int64_t rows = 0;
     int64_t features = 0;
     float epsilon = 0;
@@ -124,15 +136,15 @@ class Backend {
   virtual void norm(const Norm& a, Stream s) = 0;
 
   // out [rows, w.rows] = in [rows, w.cols] * w^T.  out is f32 when `f32_out` (logits).
-  virtual void linear(const Linear& w, const void* in, void* out, int64_t rows, bool f32_out,
+  virtual void linear(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out,
                       Stream s) = 0;
 
   // out[r, j] = in[index[j] / segment_cols][r][index[j] % segment_cols]: the input of an act-order
   // linear.  in [segments, rows, segment_cols] (an all-gather's layout), index [cols], out [rows,
   // cols].
   virtual void gather_columns(const void* in, int64_t segments, int64_t segment_cols,
-                              const int32_t* index, void* out, int64_t rows, int64_t cols,
-                              Stream s) = 0;
+                              const int32_t* index, const LinearInput& out, int64_t rows,
+                              int64_t cols, Stream s) = 0;
 
   // Rotates q and k in place and appends k, v to the cache at each row's position.
   // qkv [rows, (heads + 2 * kv_heads) * head_size]: q heads, then k heads, then v heads.
@@ -155,7 +167,7 @@ class Backend {
   // kv_heads).
   struct Attention {
     const void* qkv = nullptr;  // as RopeAppend leaves it
-    void* out = nullptr;
+    LinearInput out;
     int32_t heads = 0;
     KvShape shape;
     KvLayer cache;
@@ -164,7 +176,8 @@ class Backend {
 
   // out[r, j] = silu(in[r, j]) * in[r, features + j]:  in [rows, 2 * features], out [rows,
   // features].
-  virtual void silu_gate(const void* in, void* out, int64_t rows, int64_t features, Stream s) = 0;
+  virtual void silu_gate(const void* in, const LinearInput& out, int64_t rows, int64_t features,
+                         Stream s) = 0;
 
   // The best token of each row; the lowest id wins a tie; NaN never wins. Rows whose
   // forbid_eos[r] != 0 exclude eos_ids (the first new token).  logits [rows, vocab_count] f32.
@@ -183,6 +196,7 @@ class Backend {
   virtual void merge_argmax(const Candidate* candidates, int32_t shards, int64_t rows, int32_t* ids,
                             Stream s) = 0;
   // tokens[slot[r], position[r]] = ids[r]: sampled tokens enter their sequences.
+  // Rows whose slot is negative are padding.
   virtual void store_tokens(const int32_t* ids, const int32_t* slot, const int32_t* position,
                             int64_t rows, int32_t* tokens, int64_t max_tokens, Stream s) = 0;
 

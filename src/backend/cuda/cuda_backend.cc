@@ -45,7 +45,8 @@ struct Device {
 cudaStream_t as_stream(Stream s) { return static_cast<cudaStream_t>(s); }
 
 cuda::Rows rows_of(const StepRows& s) {
-  return {s.rows, s.chunks, s.row_slot, s.row_position, s.page_table, s.max_pages};
+  return {s.rows,     s.chunks,       s.decode_rows, s.row_slot,
+          s.row_position, s.page_table, s.max_pages};
 }
 
 cuda::Cache cache_of(const KvShape& s, const KvLayer& l) {
@@ -79,7 +80,7 @@ class CudaBackend : public Backend {
         work_{static_cast<float*>(partials_.get()), o.workspace_bytes / 4,
               static_cast<uint32_t*>(counters_.get()), kCounters,
               device_.properties.multiProcessorCount},
-        linears_(work_, device_.stream),
+        linears_(work_, device_.stream, o.inputs == Dtype::kFp8E4m3),
         staging_(kStagingHalf) {}
 
   std::string name() const override { return "cuda"; }
@@ -127,15 +128,15 @@ class CudaBackend : public Backend {
     DROVER_CUDA_LAUNCHED("embed");
   }
   void norm(const Norm& a, Stream s) override;
-  void linear(const Linear& w, const void* in, void* out, int64_t rows, bool f32_out,
+  void linear(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out,
               Stream s) override {
     DROVER_CHECK(s == device_.stream, ExitCode::kInternal,
                  "linears run on the backend's own stream");
     linears_.run(w, in, out, rows, f32_out);
   }
   void gather_columns(const void* in, int64_t, int64_t segment_cols, const int32_t* index,
-                      void* out, int64_t rows, int64_t cols, Stream s) override {
-    cuda::gather_columns(in, segment_cols, index, out, rows, cols, as_stream(s));
+                      const LinearInput& out, int64_t rows, int64_t cols, Stream s) override {
+    cuda::gather_columns(in, segment_cols, index, out.data, out.scale, rows, cols, as_stream(s));
     DROVER_CUDA_LAUNCHED("gather_columns");
   }
   void rope_append(const RopeAppend& a, const StepRows& step, Stream s) override {
@@ -149,12 +150,13 @@ class CudaBackend : public Backend {
   }
   void attention(const Attention& a, const StepRows& step, Stream s) override {
     check_shape(a.shape, a.heads);
-    cuda::attention(a.qkv, a.out, a.heads, cache_of(a.shape, a.cache), rows_of(step), work_,
+    cuda::attention(a.qkv, a.out.data, a.out.scale, a.heads, cache_of(a.shape, a.cache), rows_of(step), work_,
                     as_stream(s));
     DROVER_CUDA_LAUNCHED("attention");
   }
-  void silu_gate(const void* in, void* out, int64_t rows, int64_t features, Stream s) override {
-    cuda::silu_gate(in, out, rows, features, as_stream(s));
+  void silu_gate(const void* in, const LinearInput& out, int64_t rows, int64_t features,
+                 Stream s) override {
+    cuda::silu_gate(in, out.data, out.scale, rows, features, as_stream(s));
     DROVER_CUDA_LAUNCHED("silu_gate");
   }
   void argmax(const Argmax& a, Stream s) override {
@@ -236,7 +238,8 @@ void CudaBackend::norm(const Norm& a, Stream s) {
   if (apart && a.delta != nullptr)
     cuda::add_rows(a.residual, a.delta, static_cast<size_t>(a.rows * a.features), as_stream(s));
   if (a.weight != nullptr)
-    cuda::norm(a.residual, apart ? nullptr : a.delta, a.weight, a.out, a.features, a.epsilon,
+    cuda::norm(a.residual, apart ? nullptr : a.delta, a.weight, a.out.data, a.out.scale,
+               a.features, a.epsilon,
                a.select, a.select != nullptr ? a.out_rows : a.rows, as_stream(s));
   DROVER_CUDA_LAUNCHED("norm");
 }

@@ -10,6 +10,8 @@ namespace drover {
 
 struct CudaOptions {
   int device = 0;
+  // Inputs of INT4 layers: kBf16 (W4A16, exact), or kFp8E4m3 (W4A8).
+  Dtype inputs = Dtype::kBf16;
   size_t workspace_bytes = size_t{64} << 20;  // partial sums of split linears and attention
 };
 

@@ -30,11 +30,12 @@ void embed(const StoredTable& table, int64_t vocab_begin, const int32_t* tokens,
 void to_bf16(int format, const void* in, void* out, size_t count, cudaStream_t s);
 
 void add_rows(void* residual, const void* delta, size_t count, cudaStream_t s);
-void norm(void* residual, const void* delta, const float* weight, void* out, int64_t features,
-          float epsilon, const int32_t* select, int64_t out_rows, cudaStream_t s);
-void silu_gate(const void* in, void* out, int64_t rows, int64_t features, cudaStream_t s);
+// Where out_scale is given, out is e4m3 with a scale a row (backend.h, LinearInput).
+void norm(void* residual, const void* delta, const float* weight, void* out, float* out_scale,
+          int64_t features, float epsilon, const int32_t* select, int64_t out_rows, cudaStream_t s);
+void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_t features, cudaStream_t s);
 void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, void* out,
-                    int64_t rows, int64_t cols, cudaStream_t s);
+                    float* out_scale, int64_t rows, int64_t cols, cudaStream_t s);
 
 struct TokenCandidate {  // drover::Candidate
   float logit;
@@ -61,6 +62,7 @@ struct Cache {
 
 struct Rows {
   int32_t rows = 0, chunks = 0;
+  int32_t decode_rows = 0;  // at the end
   const int32_t* slot = nullptr;
   const int32_t* position = nullptr;
   const int32_t* page_table = nullptr;
@@ -81,7 +83,7 @@ struct Workspace {
 };
 
 // Head sizes 16, 32, 64, 128, 256; any number of query heads a KV head.
-void attention(const void* qkv, void* out, int32_t heads, const Cache& cache, const Rows& rows,
+void attention(const void* qkv, void* out, float* out_scale, int32_t heads, const Cache& cache, const Rows& rows,
                const Workspace& work, cudaStream_t s);
 
 // Pages of up to kLayersALaunch layers, in words of 4 bytes.

@@ -39,13 +39,14 @@ void* device_alloc(size_t bytes, std::string_view purpose);
 
 class LinearEngine {
  public:
-  LinearEngine(const Workspace& work, cudaStream_t stream);
+  // fp8_inputs: INT4 layers take their inputs in e4m3 (W4A8), else in bf16 (W4A16).
+  LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs);
   ~LinearEngine();
   LinearEngine(const LinearEngine&) = delete;
   LinearEngine& operator=(const LinearEngine&) = delete;
 
   std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);
-  void run(const Linear& w, const void* in, void* out, int64_t rows, bool f32_out);
+  void run(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out);
 
  private:
   struct Plan;

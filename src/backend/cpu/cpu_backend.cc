@@ -77,14 +77,16 @@ class CpuBackend : public Backend {
   void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
              const StepRows& step, void* out, Stream) override;
   void norm(const Norm& a, Stream) override;
-  void linear(const Linear& w, const void* in, void* out, int64_t rows, bool, Stream) override {
-    linears_.run(w, static_cast<const float*>(in), static_cast<float*>(out), rows);
+  void linear(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool,
+              Stream) override {
+    linears_.run(w, static_cast<const float*>(in.data), static_cast<float*>(out), rows);
   }
   void gather_columns(const void* in, int64_t segments, int64_t segment_cols, const int32_t* index,
-                      void* out, int64_t rows, int64_t cols, Stream) override;
+                      const LinearInput& out, int64_t rows, int64_t cols, Stream) override;
   void rope_append(const RopeAppend& a, const StepRows& step, Stream) override;
   void attention(const Attention& a, const StepRows& step, Stream) override;
-  void silu_gate(const void* in, void* out, int64_t rows, int64_t features, Stream) override;
+  void silu_gate(const void* in, const LinearInput& out, int64_t rows, int64_t features,
+                 Stream) override;
   void argmax(const Argmax& a, Stream) override;
   void merge_argmax(const Candidate* candidates, int32_t shards, int64_t rows, int32_t* ids,
                     Stream) override;
@@ -101,6 +103,11 @@ class CpuBackend : public Backend {
   }
 
  private:
+  // Row r of a linear's input has been written as activations: quantizes it where that is wanted.
+  void finish(const LinearInput& out, int64_t r, int64_t features) const {
+    if (out.scale != nullptr)
+      out.scale[r] = kernels_.through_fp8(static_cast<float*>(out.data) + r * features, features);
+  }
   void update_angles(const RopeAppend& a, const StepRows& step);
   void append(const float* head, const KvShape& shape, void* values, float* scales, int64_t token);
   Candidate best_of(const float* logits, const Argmax& a, bool forbid) const;
@@ -149,10 +156,12 @@ void CpuBackend::embed(const Embedding& embedding, int64_t vocab_begin, const in
                        int64_t max_tokens, const StepRows& step, void* out, Stream) {
   const WeightTensor& table = static_cast<const StoredEmbedding&>(embedding).table;
   for (int32_t r = 0; r < step.rows; ++r) {
-    const int64_t token = tokens[step.row_slot[r] * max_tokens + step.row_position[r]];
+    const bool padding = step.row_slot[r] < 0;
+    const int64_t token =
+        padding ? -1 : tokens[step.row_slot[r] * max_tokens + step.row_position[r]];
     const int64_t row = token - vocab_begin;
     float* to = static_cast<float*>(out) + r * table.cols;
-    if (row >= 0 && row < table.rows)
+    if (!padding && row >= 0 && row < table.rows)
       dequantize_row(table, row, {to, static_cast<size_t>(table.cols)});
     else
       std::fill_n(to, table.cols, 0.0f);
@@ -162,30 +171,33 @@ void CpuBackend::embed(const Embedding& embedding, int64_t vocab_begin, const in
 void CpuBackend::norm(const Norm& a, Stream) {
   float* residual = static_cast<float*>(a.residual);
   const float* delta = static_cast<const float*>(a.delta);
-  float* out = static_cast<float*>(a.out);
+  float* out = static_cast<float*>(a.out.data);
+  const auto write = [&](const float* row, int64_t i) {
+    kernels_.rms_norm(row, a.weight, out + i * a.features, a.features, a.epsilon);
+    finish(a.out, i, a.features);
+  };
 #pragma omp parallel for num_threads(threads_) if (threads_ > 1)
   for (int64_t r = 0; r < a.rows; ++r) {
     float* row = residual + r * a.features;
     if (delta != nullptr) kernels_.add(row, delta + r * a.features, a.features);
-    if (a.weight != nullptr && a.select == nullptr)
-      kernels_.rms_norm(row, a.weight, out + r * a.features, a.features, a.epsilon);
+    if (a.weight != nullptr && a.select == nullptr) write(row, r);
   }
   if (a.weight == nullptr || a.select == nullptr) return;
-  for (int64_t i = 0; i < a.out_rows; ++i)
-    kernels_.rms_norm(residual + a.select[i] * a.features, a.weight, out + i * a.features,
-                      a.features, a.epsilon);
+  for (int64_t i = 0; i < a.out_rows; ++i) write(residual + a.select[i] * a.features, i);
 }
 
 void CpuBackend::gather_columns(const void* in, int64_t, int64_t segment_cols, const int32_t* index,
-                                void* out, int64_t rows, int64_t cols, Stream) {
+                                const LinearInput& out, int64_t rows, int64_t cols, Stream) {
   const float* from = static_cast<const float*>(in);
-  float* to = static_cast<float*>(out);
-  for (int64_t r = 0; r < rows; ++r)
+  float* to = static_cast<float*>(out.data);
+  for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < cols; ++j) {
       const int64_t segment = index[j] / segment_cols;
       to[r * cols + j] =
           from[(segment * rows + r) * segment_cols + (index[j] - segment * segment_cols)];
     }
+    finish(out, r, cols);
+  }
 }
 
 // Angles in double: a float's rounding of position * frequency would be 1e-3 at position 8192.
@@ -247,6 +259,7 @@ void CpuBackend::rope_append(const RopeAppend& a, const StepRows& step, Stream) 
   const int64_t heads = a.heads + 2ll * s.kv_heads;
 #pragma omp parallel for num_threads(threads_) if (threads_ > 1)
   for (int32_t r = 0; r < step.rows; ++r) {
+    if (step.row_slot[r] < 0) continue;  // padding
     float* row = static_cast<float*>(a.qkv) + r * heads * s.head_size;
     const float* cos_sin = angles_.cos_sin.data() + static_cast<int64_t>(r) * a.rope_dims;
     for (int32_t h = 0; h < a.heads + s.kv_heads; ++h)
@@ -280,6 +293,12 @@ void CpuBackend::attention(const Attention& a, const StepRows& step, Stream) {
         task.row_begin = step.chunk_row[c] + b * block;
         task.row_end = std::min(step.chunk_row[c + 1], task.row_begin + block);
         if (task.row_begin >= task.row_end) continue;
+        if (step.row_slot[task.row_begin] < 0) {  // padding
+          const int64_t size = int64_t{group} * s.head_size, row = int64_t{a.heads} * s.head_size;
+          for (int32_t r = task.row_begin; r < task.row_end; ++r)
+            std::fill_n(static_cast<float*>(a.out.data) + r * row + h * size, size, 0.0f);
+          continue;
+        }
         task.args = &a;
         task.position = step.row_position;
         task.pages =
@@ -291,13 +310,17 @@ void CpuBackend::attention(const Attention& a, const StepRows& step, Stream) {
           kernels_.attention(task, scratch_[static_cast<size_t>(omp_get_thread_num())]);
         }
       }
+  for (int32_t r = 0; r < step.rows; ++r) finish(a.out, r, int64_t{a.heads} * s.head_size);
 }
 
-void CpuBackend::silu_gate(const void* in, void* out, int64_t rows, int64_t features, Stream) {
+void CpuBackend::silu_gate(const void* in, const LinearInput& out, int64_t rows, int64_t features,
+                           Stream) {
 #pragma omp parallel for num_threads(threads_) if (threads_ > 1)
   for (int64_t r = 0; r < rows; ++r) {
     const float* gate = static_cast<const float*>(in) + r * 2 * features;
-    kernels_.silu_gate(gate, gate + features, static_cast<float*>(out) + r * features, features);
+    kernels_.silu_gate(gate, gate + features, static_cast<float*>(out.data) + r * features,
+                       features);
+    finish(out, r, features);
   }
 }
 
@@ -345,7 +368,8 @@ void CpuBackend::merge_argmax(const Candidate* candidates, int32_t shards, int64
 
 void CpuBackend::store_tokens(const int32_t* ids, const int32_t* slot, const int32_t* position,
                               int64_t rows, int32_t* tokens, int64_t max_tokens, Stream) {
-  for (int64_t r = 0; r < rows; ++r) tokens[slot[r] * max_tokens + position[r]] = ids[r];
+  for (int64_t r = 0; r < rows; ++r)
+    if (slot[r] >= 0) tokens[slot[r] * max_tokens + position[r]] = ids[r];
 }
 
 }  // namespace

@@ -147,8 +147,9 @@ struct LinearEngine::Impl {
 };
 
 LinearEngine::LinearEngine(Dtype type, int threads, const Kernels& kernels) {
-  DROVER_CHECK(type == Dtype::kF32 || type == Dtype::kBf16, ExitCode::kUsage,
-               "linears on the CPU work in f32 or bf16, not in {}", to_string(type));
+  DROVER_CHECK(
+      type == Dtype::kF32 || type == Dtype::kBf16 || type == Dtype::kFp8E4m3, ExitCode::kUsage,
+      "linears on the CPU work in f32, bf16 or f32 with inputs in FP8, not in {}", to_string(type));
   impl_ = std::make_unique<Impl>(type, threads, kernels, dnnl_isa());
   impl_->attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   impl_->attr.set_fpmath_mode(dnnl::fpmath_mode::strict);
@@ -227,6 +228,7 @@ std::unique_ptr<Linear> LinearEngine::load(std::span<const WeightTensor> parts) 
   omp_set_num_threads(impl_->threads);
   auto w = std::make_unique<PackedLinear>();
   w->cols = parts[0].cols;
+  w->quantized_input = impl_->type == Dtype::kFp8E4m3 && parts[0].format == WeightFormat::kInt4;
   for (const WeightTensor& part : parts) {
     DROVER_CHECK_EQ(part.cols, w->cols);
     w->rows += part.rows;
@@ -279,6 +281,7 @@ void LinearEngine::run(const Linear& linear, const float* in, float* out, int64_
 std::string LinearEngine::description() const {
   std::string text = impl_->type == Dtype::kBf16 ? "bf16" : "f32";
   if (impl_->type == Dtype::kBf16 && !impl_->hold_bf16) text += " held as f32";
+  if (impl_->type == Dtype::kFp8E4m3) text += ", inputs of INT4 layers fp8";
   if (!impl_->shapes.empty()) text += " (" + impl_->shapes.begin()->second.implementation + ")";
   return text;
 }

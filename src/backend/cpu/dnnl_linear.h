@@ -26,6 +26,7 @@ class LinearEngine {
  public:
   // kF32: f32 weights and inputs, never rounded. kBf16: both rounded to bf16, f32 sums; on a CPU
   // without bf16 instructions the rounded values are held and multiplied as f32.
+  // kFp8E4m3: as kF32; INT4 layers want quantized inputs, which on the CPU are f32 all the same.
   LinearEngine(Dtype type, int threads, const Kernels& kernels);
   ~LinearEngine();
 

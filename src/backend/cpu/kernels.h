@@ -52,6 +52,8 @@ struct Kernels {
   // Codes of x / scale; returns scale = amax / 448. A vector whose scale would not be a normal
   // number (all zeros) has scale 0 and codes 0; one with a NaN or infinity has scale NaN.
   float (*to_fp8)(const float* x, uint8_t* out, int64_t n);
+  // x becomes what to_fp8's codes and scale stand for; returns the scale.
+  float (*through_fp8)(float* x, int64_t n);
   // Index of the largest of x[0, n), the first of equals, NaN never; -1 when there is none.
   int64_t (*argmax)(const float* x, int64_t n);
   void (*attention)(const AttentionTask& task, AttentionScratch& scratch);

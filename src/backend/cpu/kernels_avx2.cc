@@ -15,7 +15,7 @@ namespace {
 
 #pragma GCC pop_options
 
-const Kernels kKernelsAvx2 = {"avx2",        add,    rms_norm, silu_gate, to_bf16,
-                              round_to_bf16, to_fp8, argmax,   attention};
+const Kernels kKernelsAvx2 = {"avx2",        add,    rms_norm,    silu_gate, to_bf16,
+                              round_to_bf16, to_fp8, through_fp8, argmax,    attention};
 
 }  // namespace drover::cpu

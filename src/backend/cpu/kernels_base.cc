@@ -9,7 +9,7 @@ namespace {
 #include "backend/cpu/kernels_impl.h"
 }  // namespace
 
-const Kernels kKernelsBase = {"base",        add,    rms_norm, silu_gate, to_bf16,
-                              round_to_bf16, to_fp8, argmax,   attention};
+const Kernels kKernelsBase = {"base",        add,    rms_norm,    silu_gate, to_bf16,
+                              round_to_bf16, to_fp8, through_fp8, argmax,    attention};
 
 }  // namespace drover::cpu

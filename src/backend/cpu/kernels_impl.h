@@ -168,7 +168,8 @@ DROVER_INLINE BitVec fp8_bits(Vec v) {
   return code | (bits(v) >> 31 << 7);
 }
 
-float to_fp8(const float* x, uint8_t* out, int64_t n) {
+// amax / 448; 0 when that is no normal number, NaN when x holds a NaN or an infinity.
+DROVER_INLINE float fp8_scale(const float* x, int64_t n) {
   Vec top{}, check{};
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth) {
@@ -183,11 +184,17 @@ float to_fp8(const float* x, uint8_t* out, int64_t n) {
     finite += x[i] - x[i];
   }
   const float scale = finite == 0.0f ? amax / 448.0f : finite;
-  if (!(scale >= 1.17549435e-38f)) {
-    for (i = 0; i < n; ++i) out[i] = 0;
-    return scale == scale ? 0.0f : scale;
+  return scale >= 1.17549435e-38f || scale != scale ? scale : 0.0f;
+}
+
+float to_fp8(const float* x, uint8_t* out, int64_t n) {
+  const float scale = fp8_scale(x, n);
+  int64_t i = 0;
+  if (!(scale > 0.0f)) {
+    for (; i < n; ++i) out[i] = 0;
+    return scale;
   }
-  for (i = 0; i + kWidth <= n; i += kWidth)
+  for (; i + kWidth <= n; i += kWidth)
     *reinterpret_cast<ByteLoad*>(out + i) =
         __builtin_convertvector(fp8_bits(load(x + i) / splat(scale)), ByteVec);
   if (i < n) {
@@ -196,6 +203,32 @@ float to_fp8(const float* x, uint8_t* out, int64_t n) {
     const BitVec code = fp8_bits(load(rest) / splat(scale));
     for (int64_t j = i; j < n; ++j) out[j] = static_cast<uint8_t>(code[j - i]);
   }
+  return scale;
+}
+
+// The numbers that codes of v / scale stand for.
+DROVER_INLINE Vec through_code(Vec v, Vec scale) {
+  const BitVec code = fp8_bits(v / scale), low = code & 0x7fu;
+  const Vec normal = floats((low << 20) + (120u << 23));
+  const Vec subnormal =
+      __builtin_convertvector(reinterpret_cast<IntVec>(low), Vec) * splat(0x1p-9f);
+  const Vec m = low < 8u ? subnormal : normal;
+  return floats(bits(m) | (code >> 7 << 31)) * scale;
+}
+
+float through_fp8(float* x, int64_t n) {
+  const float scale = fp8_scale(x, n);
+  int64_t i = 0;
+  if (!(scale > 0.0f)) {
+    for (; i < n; ++i) x[i] = scale;
+    return scale;
+  }
+  for (; i + kWidth <= n; i += kWidth) store(x + i, through_code(load(x + i), splat(scale)));
+  if (i == n) return scale;
+  float rest[kWidth] = {};
+  for (int64_t j = i; j < n; ++j) rest[j - i] = x[j];
+  store(rest, through_code(load(rest), splat(scale)));
+  for (int64_t j = i; j < n; ++j) x[j] = rest[j - i];
   return scale;
 }
 
@@ -417,7 +450,7 @@ void attention_of(const AttentionTask& task, AttentionScratch& s) {
 
   for (int row = task.row_begin, n = 0; row < task.row_end; ++row)
     for (int g = 0; g < span; ++g, ++n) {
-      float* out = static_cast<float*>(a.out) +
+      float* out = static_cast<float*>(a.out.data) +
                    (static_cast<int64_t>(row) * a.heads + first_head + g) * kHeadSize;
       const Vec weight = splat(s.weight[n]);
       for (int i = 0; i < kHeadSize; i += kWidth)

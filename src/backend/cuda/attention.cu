@@ -12,9 +12,10 @@ void attention_d64(const AttentionArgs&, const Workspace&, cudaStream_t);
 void attention_d128(const AttentionArgs&, const Workspace&, cudaStream_t);
 void attention_d256(const AttentionArgs&, const Workspace&, cudaStream_t);
 
-void attention(const void* qkv, void* out, int32_t heads, const Cache& cache, const Rows& rows,
-               const Workspace& work, cudaStream_t s) {
+void attention(const void* qkv, void* out, float* out_scale, int32_t heads, const Cache& cache,
+               const Rows& rows, const Workspace& work, cudaStream_t s) {
   if (rows.rows == 0) return;
+  (void)out_scale;
   AttentionArgs a{};
   a.qkv = static_cast<const __nv_bfloat16*>(qkv), a.out = static_cast<__nv_bfloat16*>(out);
   a.heads = heads, a.group = heads / cache.kv_heads;

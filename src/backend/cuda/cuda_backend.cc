@@ -45,8 +45,7 @@ struct Device {
 cudaStream_t as_stream(Stream s) { return static_cast<cudaStream_t>(s); }
 
 cuda::Rows rows_of(const StepRows& s) {
-  return {s.rows,     s.chunks,       s.decode_rows, s.row_slot,
-          s.row_position, s.page_table, s.max_pages};
+  return {s.rows, s.chunks, s.decode_rows, s.row_slot, s.row_position, s.page_table, s.max_pages};
 }
 
 cuda::Cache cache_of(const KvShape& s, const KvLayer& l) {
@@ -150,8 +149,8 @@ class CudaBackend : public Backend {
   }
   void attention(const Attention& a, const StepRows& step, Stream s) override {
     check_shape(a.shape, a.heads);
-    cuda::attention(a.qkv, a.out.data, a.out.scale, a.heads, cache_of(a.shape, a.cache), rows_of(step), work_,
-                    as_stream(s));
+    cuda::attention(a.qkv, a.out.data, a.out.scale, a.heads, cache_of(a.shape, a.cache),
+                    rows_of(step), work_, as_stream(s));
     DROVER_CUDA_LAUNCHED("attention");
   }
   void silu_gate(const void* in, const LinearInput& out, int64_t rows, int64_t features,
@@ -238,9 +237,8 @@ void CudaBackend::norm(const Norm& a, Stream s) {
   if (apart && a.delta != nullptr)
     cuda::add_rows(a.residual, a.delta, static_cast<size_t>(a.rows * a.features), as_stream(s));
   if (a.weight != nullptr)
-    cuda::norm(a.residual, apart ? nullptr : a.delta, a.weight, a.out.data, a.out.scale,
-               a.features, a.epsilon,
-               a.select, a.select != nullptr ? a.out_rows : a.rows, as_stream(s));
+    cuda::norm(a.residual, apart ? nullptr : a.delta, a.weight, a.out.data, a.out.scale, a.features,
+               a.epsilon, a.select, a.select != nullptr ? a.out_rows : a.rows, as_stream(s));
   DROVER_CUDA_LAUNCHED("norm");
 }
 

@@ -33,7 +33,8 @@ void add_rows(void* residual, const void* delta, size_t count, cudaStream_t s);
 // Where out_scale is given, out is e4m3 with a scale a row (backend.h, LinearInput).
 void norm(void* residual, const void* delta, const float* weight, void* out, float* out_scale,
           int64_t features, float epsilon, const int32_t* select, int64_t out_rows, cudaStream_t s);
-void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_t features, cudaStream_t s);
+void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_t features,
+               cudaStream_t s);
 void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, void* out,
                     float* out_scale, int64_t rows, int64_t cols, cudaStream_t s);
 
@@ -83,8 +84,8 @@ struct Workspace {
 };
 
 // Head sizes 16, 32, 64, 128, 256; any number of query heads a KV head.
-void attention(const void* qkv, void* out, float* out_scale, int32_t heads, const Cache& cache, const Rows& rows,
-               const Workspace& work, cudaStream_t s);
+void attention(const void* qkv, void* out, float* out_scale, int32_t heads, const Cache& cache,
+               const Rows& rows, const Workspace& work, cudaStream_t s);
 
 // Pages of up to kLayersALaunch layers, in words of 4 bytes.
 inline constexpr int kLayersALaunch = 96;

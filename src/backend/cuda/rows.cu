@@ -241,9 +241,11 @@ void add_rows(void* residual, const void* delta, size_t count, cudaStream_t s) {
                                                static_cast<const Bf16*>(delta), count);
 }
 
-void norm(void* residual, const void* delta, const float* weight, void* out, int64_t features,
-          float epsilon, const int32_t* select, int64_t out_rows, cudaStream_t s) {
+void norm(void* residual, const void* delta, const float* weight, void* out, float* out_scale,
+          int64_t features, float epsilon, const int32_t* select, int64_t out_rows,
+          cudaStream_t s) {
   if (out_rows == 0) return;
+  (void)out_scale;
   const auto launch = [&](auto kernel, int vec) {
     kernel<<<static_cast<unsigned>(out_rows), threads_for(features / vec, 512), 0, s>>>(
         static_cast<Bf16*>(residual), static_cast<const Bf16*>(delta), weight,
@@ -252,7 +254,8 @@ void norm(void* residual, const void* delta, const float* weight, void* out, int
   by_eight(features) ? launch(norm_kernel<8>, 8) : launch(norm_kernel<1>, 1);
 }
 
-void silu_gate(const void* in, void* out, int64_t rows, int64_t features, cudaStream_t s) {
+void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_t features,
+               cudaStream_t s) {
   if (rows == 0) return;
   const auto launch = [&](auto kernel, int vec) {
     const int64_t packs = features / vec;
@@ -264,7 +267,7 @@ void silu_gate(const void* in, void* out, int64_t rows, int64_t features, cudaSt
 }
 
 void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, void* out,
-                    int64_t rows, int64_t cols, cudaStream_t s) {
+                    float* out_scale, int64_t rows, int64_t cols, cudaStream_t s) {
   if (rows == 0) return;
   gather_kernel<<<static_cast<unsigned>(rows), 256, 0, s>>>(
       static_cast<const Bf16*>(in), segment_cols, index, static_cast<Bf16*>(out), rows, cols);

@@ -1,8 +1,10 @@
 // Element types, and the host-side form of a weight tensor.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -31,6 +33,20 @@ enum class WeightFormat : uint8_t { kInt4, kInt8, kF16, kBf16, kF32 };
 //   kMinimums    w = s * q + m          m a 16-bit float per group (GGUF Q4_1)
 enum class ZeroKind : uint8_t { kSymmetric, kZeroPoints, kMinimums };
 
+// Instead of bytes: how those of a symmetric tensor (or of a float one) follow from a seed, so that
+// a device can make them itself. Element (r, c) of the tensor takes random byte
+//   i = (row_begin + r) * all_cols + col_begin + c
+// and is elements[byte]; the scale of (r, g) takes byte i / group of the stream of ~seed in the
+// same way and is scales[byte]. Byte i of a stream is byte i % 8, from the lowest, of
+// splitmix64(seed + i / 8) (model/synthetic.cc). Column bounds lie on group bounds.
+struct WeightRecipe {
+  uint64_t seed = 0;
+  int64_t row_begin = 0, col_begin = 0;  // of the tensor in the whole one
+  int64_t all_cols = 0;                  // of the whole one
+  std::array<uint32_t, 256> elements{};  // bit patterns: a code, or a float of the format
+  std::array<uint16_t, 256> scales{};    // bit patterns
+};
+
 // A weight matrix, or the shard of one, in the neutral layout of the store (data/FORMAT.md).
 // rows = output features (N), cols = input features (K), row-major. A vector (norm weight, bias)
 // has rows = 1. Owns its bytes.
@@ -50,7 +66,21 @@ struct WeightTensor {
   // In a column shard: the slice of the whole permutation that belongs to the stored columns.
   std::vector<int32_t> permutation;  // [cols]
 
+  // Where it is given, codes and scales are empty: the bytes are still to be made. Only from a
+  // WeightSource that was asked for it, and never of norms.
+  std::shared_ptr<const WeightRecipe> recipe;
+
+  size_t code_bytes() const {
+    const auto elements = static_cast<size_t>(rows * cols);
+    return format == WeightFormat::kInt4   ? elements / 2
+           : format == WeightFormat::kInt8 ? elements
+           : format == WeightFormat::kF32  ? elements * 4
+                                           : elements * 2;
+  }
+  // Of scales, and of zeros or minimums where there are any.
+  size_t groups() const { return group > 0 ? static_cast<size_t>(rows * (cols / group)) : 0; }
   size_t bytes() const {
+    if (recipe) return code_bytes() + groups() * 2;
     return codes.size() + scales.size() * 2 + zeros.size() + minimums.size() * 2 +
            permutation.size() * 4;
   }

@@ -14,6 +14,7 @@ namespace drover {
 namespace {
 
 // splitmix64 (Steele, Lea, Flood, OOPSLA 2014) of a counter: eight elements a call.
+// backend/cuda/device_weights.cu computes the same.
 uint64_t mix(uint64_t x) {
   x += 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -81,6 +82,12 @@ void random_bytes(uint64_t seed, uint64_t begin, std::span<uint8_t> out) {
   }
 }
 
+// The lowest N bytes, in the order of the store.
+template <size_t N>
+void store_le(uint8_t* out, uint32_t bits) {
+  for (size_t k = 0; k < N; ++k) out[k] = static_cast<uint8_t>(bits >> (8 * k));
+}
+
 struct Plan {  // of one whole tensor
   int64_t rows, cols;
   WeightFormat format;
@@ -113,6 +120,7 @@ class SyntheticSource : public WeightSource {
             {"importer", fingerprint()}};
   }
   WeightTensor read(const std::string& name, Range rows, Range cols) override;
+  void allow_recipes() override { recipes_ = true; }
 
  private:
   Plan plan(const std::string& name) const;
@@ -120,6 +128,7 @@ class SyntheticSource : public WeightSource {
   uint64_t seed_;
   Architecture architecture_;
   bool small_;
+  bool recipes_ = false;
 };
 
 Plan SyntheticSource::plan(const std::string& name) const {
@@ -159,18 +168,40 @@ Plan SyntheticSource::plan(const std::string& name) const {
   DROVER_FAIL(ExitCode::kBadInput, "{}: there is no tensor {}", fingerprint(), name);
 }
 
-void fill_scales(const Plan& p, uint64_t seed, Range rows, Range cols, double spread,
-                 WeightTensor& w) {
-  const int64_t all = p.cols / p.group, begin = cols.begin / p.group, end = cols.end / p.group;
-  std::vector<uint8_t> random(static_cast<size_t>(end - begin));
-  // Groups differ by up to a fifth, so that a mix-up of scales shows.
-  const auto scales = table_of<uint16_t>([&](int i) {
-    return f16_from_float(static_cast<float>(p.deviation / spread * (0.8 + 0.4 * i / 255)));
-  });
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    random_bytes(~seed, static_cast<uint64_t>(r * all + begin), random);
-    for (uint8_t b : random) w.scales.push_back(scales[b]);
+std::shared_ptr<const WeightRecipe> recipe_of(const Plan& p, uint64_t seed, Range rows,
+                                              Range cols) {
+  static const auto int4 = table_of<uint32_t>(int4_code);
+  static const auto int8 = table_of<uint32_t>(int8_code);
+  auto recipe = std::make_shared<WeightRecipe>();
+  recipe->seed = seed;
+  recipe->row_begin = rows.begin;
+  recipe->col_begin = cols.begin;
+  recipe->all_cols = p.cols;
+  const auto value = [&](int i) {
+    return static_cast<float>(p.mean + p.deviation * normal_table()[i]);
+  };
+  switch (p.format) {
+    case WeightFormat::kInt4:
+      recipe->elements = int4;
+      break;
+    case WeightFormat::kInt8:
+      recipe->elements = int8;
+      break;
+    case WeightFormat::kBf16:
+      recipe->elements = table_of<uint32_t>([&](int i) { return bf16_from_float(value(i)); });
+      break;
+    default:
+      recipe->elements =
+          table_of<uint32_t>([&](int i) { return std::bit_cast<uint32_t>(value(i)); });
   }
+  if (p.group > 0) {
+    const double spread = p.format == WeightFormat::kInt4 ? kInt4Spread : kInt8Spread;
+    // Groups differ by up to a fifth, so that a mix-up of scales shows.
+    recipe->scales = table_of<uint16_t>([&](int i) {
+      return f16_from_float(static_cast<float>(p.deviation / spread * (0.8 + 0.4 * i / 255)));
+    });
+  }
+  return recipe;
 }
 
 WeightTensor SyntheticSource::read(const std::string& name, Range rows, Range cols) {
@@ -181,48 +212,57 @@ WeightTensor SyntheticSource::read(const std::string& name, Range rows, Range co
                    cols.end % unit == 0,
                ExitCode::kInternal, "{}: rows [{}, {}) and columns [{}, {}) of {} x {}, group {}",
                name, rows.begin, rows.end, cols.begin, cols.end, p.rows, p.cols, p.group);
-  static const auto int4 = table_of<uint8_t>(int4_code);
-  static const auto int8 = table_of<uint8_t>(int8_code);
-  const uint64_t seed = seed_of(seed_, name);
   WeightTensor w;
   w.format = p.format;
   w.rows = rows.size();
   w.cols = cols.size();
   w.group = p.group;
-  const auto width = static_cast<size_t>(cols.size());
-  const auto floats = table_of<float>(
-      [&](int i) { return static_cast<float>(p.mean + p.deviation * normal_table()[i]); });
-  const auto halves = table_of<uint16_t>([&](int i) { return bf16_from_float(floats[i]); });
-  const size_t row_bytes = p.format == WeightFormat::kInt4   ? width / 2
-                           : p.format == WeightFormat::kInt8 ? width
-                           : p.format == WeightFormat::kBf16 ? width * 2
-                                                             : width * 4;
-  w.codes.resize(row_bytes * static_cast<size_t>(w.rows));
-  std::vector<uint8_t> random(width);
-  for (int64_t r = 0; r < w.rows; ++r) {
-    random_bytes(seed, static_cast<uint64_t>((rows.begin + r) * p.cols + cols.begin), random);
-    uint8_t* out = w.codes.data() + static_cast<size_t>(r) * row_bytes;
-    if (p.format == WeightFormat::kInt4) {
-      for (size_t j = 0; j < width; j += 2) {
-        out[j / 2] = static_cast<uint8_t>(int4[random[j]] | int4[random[j + 1]] << 4);
-      }
-    } else if (p.format == WeightFormat::kInt8) {
-      for (size_t j = 0; j < width; ++j) out[j] = int8[random[j]];
-    } else if (p.format == WeightFormat::kBf16) {
-      for (size_t j = 0; j < width; ++j) std::memcpy(out + j * 2, &halves[random[j]], 2);
-    } else {
-      for (size_t j = 0; j < width; ++j) std::memcpy(out + j * 4, &floats[random[j]], 4);
-    }
-  }
-  if (p.group > 0) {
-    w.scales.reserve(static_cast<size_t>(w.rows * w.cols / p.group));
-    fill_scales(p, seed, rows, cols, p.format == WeightFormat::kInt4 ? kInt4Spread : kInt8Spread,
-                w);
-  }
+  w.recipe = recipe_of(p, seed_of(seed_, name), rows, cols);
+  if (!recipes_ || p.rows == 1) materialize(w);
   return w;
 }
 
 }  // namespace
+
+void materialize(WeightTensor& w) {
+  if (!w.recipe) return;
+  const WeightRecipe& from = *w.recipe;
+  const auto width = static_cast<size_t>(w.cols);
+  w.codes.resize(w.code_bytes());
+  const size_t row_bytes = w.rows == 0 ? 0 : w.codes.size() / static_cast<size_t>(w.rows);
+  std::vector<uint8_t> random(width);
+  for (int64_t r = 0; r < w.rows; ++r) {
+    const int64_t begin = (from.row_begin + r) * from.all_cols + from.col_begin;
+    random_bytes(from.seed, static_cast<uint64_t>(begin), random);
+    uint8_t* out = w.codes.data() + static_cast<size_t>(r) * row_bytes;
+    switch (w.format) {
+      case WeightFormat::kInt4:
+        for (size_t j = 0; j < width; j += 2)
+          out[j / 2] =
+              static_cast<uint8_t>(from.elements[random[j]] | from.elements[random[j + 1]] << 4);
+        break;
+      case WeightFormat::kInt8:
+        for (size_t j = 0; j < width; ++j) out[j] = static_cast<uint8_t>(from.elements[random[j]]);
+        break;
+      case WeightFormat::kF32:
+        for (size_t j = 0; j < width; ++j) store_le<4>(out + 4 * j, from.elements[random[j]]);
+        break;
+      default:
+        for (size_t j = 0; j < width; ++j) store_le<2>(out + 2 * j, from.elements[random[j]]);
+    }
+  }
+  if (w.group > 0) {
+    w.scales.resize(w.groups());
+    std::vector<uint8_t> groups(width / static_cast<size_t>(w.group));
+    auto out = w.scales.begin();
+    for (int64_t r = 0; r < w.rows; ++r) {
+      const int64_t begin = (from.row_begin + r) * from.all_cols + from.col_begin;
+      random_bytes(~from.seed, static_cast<uint64_t>(begin / w.group), groups);
+      for (uint8_t b : groups) *out++ = from.scales[b];
+    }
+  }
+  w.recipe.reset();
+}
 
 std::unique_ptr<WeightSource> synthetic_weights(const std::string& name, uint64_t seed) {
   return std::make_unique<SyntheticSource>(name, seed);

@@ -22,6 +22,9 @@ class WeightSource {
   // Rows and columns of the whole tensor, [begin, end). Column bounds must lie on group bounds.
   // Verifies the checksum of every chunk it touches. Throws kBadInput.
   virtual WeightTensor read(const std::string& name, Range rows, Range cols) = 0;
+  // From now on read() may return a recipe in place of bytes (WeightTensor::recipe), for a backend
+  // that makes them on its device. A source that has bytes goes on returning bytes.
+  virtual void allow_recipes() {}
   // The group size along K of the layers' linear weights; 0 when they are not quantized.
   virtual int group() const = 0;
   // SHA-256 of what identifies the model (provenance), or "synthetic:NAME:seed".
@@ -42,6 +45,9 @@ std::unique_ptr<WeightSource> open_weights(const std::string& spec, const std::s
 // Symmetric int4 codes, bell-shaped around 8, in groups of 128 (32 for the small models), with f16
 // scales that keep activations near 1; norms near 1; embeddings bf16 (int8 for the small models).
 std::unique_ptr<WeightSource> synthetic_weights(const std::string& name, uint64_t seed);
+
+// Makes the bytes that the recipe of `w` stands for, and drops the recipe; nothing without one.
+void materialize(WeightTensor& w);
 
 // One decoder layer's shard. Parts that are stacked along the rows form one linear operation.
 struct LayerWeights {

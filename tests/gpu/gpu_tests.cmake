@@ -12,3 +12,11 @@ foreach(f ${ops})
 endforeach()
 add_executable(cuda_ops_bench bench/cuda_ops_bench.cc)
 target_link_libraries(cuda_ops_bench PRIVATE drover_backend_cuda)
+# Every tests/gpu/X_test.cc: what the CUDA backend has beside the operations.
+file(GLOB gpu CONFIGURE_DEPENDS gpu/*_test.cc)
+foreach(f ${gpu})
+  drover_test(${f} gpu drover_backend_cuda drover_model)
+  get_filename_component(name ${f} NAME_WE)
+  set_tests_properties(${name} PROPERTIES TIMEOUT 300 RUN_SERIAL ON
+    SKIP_REGULAR_EXPRESSION "no GPU here")
+endforeach()

@@ -38,6 +38,11 @@ void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_
 void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, void* out,
                     float* out_scale, int64_t rows, int64_t cols, cudaStream_t s);
 
+// out [rows, features] e4m3 and out_scale [rows] of rows of bf16 that begin `stride` elements
+// apart.
+void quantize_rows(const void* in, int64_t stride, void* out, float* out_scale, int64_t rows,
+                   int64_t features, cudaStream_t s);
+
 struct TokenCandidate {  // drover::Candidate
   float logit;
   int32_t token;

@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(32 * kWarps) rope_kernel(const __grid_constant
   __shared__ float staged[kWarps][N * 32];
   const Cache& c = a.cache;
   const int r = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, d = c.head_size;
+  if (a.rows.slot[r] < 0) return;  // padding
   const int position = a.rows.position[r];
   fill_angles(a, position, cos_sin);
   __syncthreads();

@@ -1,13 +1,9 @@
-// Operations on rows of activations. All are bound by memory: each reads its inputs once and writes
-// its output once, 16 bytes a thread where the number of features is a multiple of 8 (VEC = 8),
-// else element by element (VEC = 1). One block a row; norm's second pass reads what its first one
-// left in the caches.
+// Operations on rows of activations, logits and tokens, all bound by memory; those that write what
+// linears read are in inputs.cu. One block a row.
 //   embed            rows * features * (code + 2) bytes
-//   norm             rows * features * (2 + 2 + 2 + 2) bytes with a delta, 2 + 2 without
-//   silu_gate        rows * features * 6 bytes
-//   gather_columns   rows * columns * 4 bytes
-//   argmax           rows * vocabulary * 4 bytes
-//   move_pages       twice the pages' bytes
+//   argmax           rows * vocabulary * 4 bytes, 16 a thread where the vocabulary is a multiple of
+//   4 move_pages       twice the pages' bytes
+// Rows whose slot is negative are padding: embed writes zeros for them, store_tokens nothing.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -19,11 +15,6 @@ namespace drover::cuda {
 namespace {
 
 using Bf16 = __nv_bfloat16;
-
-template <int VEC>
-struct alignas(2 * VEC) Pack {
-  Bf16 x[VEC];
-};
 
 __device__ float wide16(uint16_t bits, bool bf16) {
   return bf16 ? __uint_as_float(uint32_t{bits} << 16) : __half2float(__ushort_as_half(bits));
@@ -49,7 +40,8 @@ __global__ void embed_kernel(StoredTable t, int64_t vocab_begin, const int32_t* 
                              int64_t max_tokens, const int32_t* slot, const int32_t* position,
                              Bf16* out) {
   const int64_t r = blockIdx.x;
-  const int64_t row = tokens[slot[r] * max_tokens + position[r]] - vocab_begin;
+  const bool padding = slot[r] < 0;
+  const int64_t row = padding ? -1 : tokens[slot[r] * max_tokens + position[r]] - vocab_begin;
   const bool here = row >= 0 && row < t.rows;
   for (int64_t c = threadIdx.x; c < t.cols; c += blockDim.x)
     out[r * t.cols + c] = __float2bfloat16_rn(here ? stored(t, row, c) : 0.0f);
@@ -69,97 +61,37 @@ __global__ void add_kernel(Bf16* residual, const Bf16* delta, size_t count) {
     residual[i] = __float2bfloat16_rn(__bfloat162float(residual[i]) + __bfloat162float(delta[i]));
 }
 
-__device__ float block_sum(float x) {
-  __shared__ float warps[32];
-  for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(~0u, x, i);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-  __syncthreads();
-  float sum = 0;
-  for (int i = 0; i < static_cast<int>(blockDim.x / 32); ++i) sum += warps[i];
-  return sum;
-}
-
-template <int VEC>
-__global__ void norm_kernel(Bf16* residual, const Bf16* delta, const float* weight, Bf16* out,
-                            int64_t features, float epsilon, const int32_t* select) {
-  const int64_t i = blockIdx.x, r = select ? select[i] : i;
-  auto* x = reinterpret_cast<Pack<VEC>*>(residual + r * features);
-  const auto* d = delta ? reinterpret_cast<const Pack<VEC>*>(delta + r * features) : nullptr;
-  const int64_t packs = features / VEC;
-  float squares = 0;
-  for (int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
-    Pack<VEC> v = x[p];
-    if (d) {
-      const Pack<VEC> add = d[p];
-#pragma unroll
-      for (int j = 0; j < VEC; ++j)
-        v.x[j] = __float2bfloat16_rn(__bfloat162float(v.x[j]) + __bfloat162float(add.x[j]));
-      x[p] = v;
-    }
-#pragma unroll
-    for (int j = 0; j < VEC; ++j) {
-      const float f = __bfloat162float(v.x[j]);
-      squares += f * f;
-    }
-  }
-  const float scale = rsqrtf(block_sum(squares) / static_cast<float>(features) + epsilon);
-  auto* o = reinterpret_cast<Pack<VEC>*>(out + i * features);
-  for (int64_t p = threadIdx.x; p < packs; p += blockDim.x) {
-    Pack<VEC> v = x[p];
-#pragma unroll
-    for (int j = 0; j < VEC; ++j)
-      v.x[j] = __float2bfloat16_rn(__bfloat162float(v.x[j]) * scale * weight[p * VEC + j]);
-    o[p] = v;
-  }
-}
-
-template <int VEC>
-__global__ void silu_kernel(const Bf16* in, Bf16* out, int64_t features) {
-  const int64_t r = blockIdx.x;
-  const auto* gate = reinterpret_cast<const Pack<VEC>*>(in + r * 2 * features);
-  const auto* up = reinterpret_cast<const Pack<VEC>*>(in + r * 2 * features + features);
-  auto* o = reinterpret_cast<Pack<VEC>*>(out + r * features);
-  for (int64_t p = blockIdx.y * int64_t{blockDim.x} + threadIdx.x; p < features / VEC;
-       p += int64_t{gridDim.y} * blockDim.x) {
-    const Pack<VEC> g = gate[p], u = up[p];
-    Pack<VEC> y;
-#pragma unroll
-    for (int j = 0; j < VEC; ++j) {
-      const float x = __bfloat162float(g.x[j]);
-      // Above 2^126 the fast division gives 0, which is what is left of the product there.
-      const float silu = __fdividef(x, 1.0f + __expf(-x));
-      y.x[j] = __float2bfloat16_rn(silu * __bfloat162float(u.x[j]));
-    }
-    o[p] = y;
-  }
-}
-
-__global__ void gather_kernel(const Bf16* in, int64_t segment_cols, const int32_t* index, Bf16* out,
-                              int64_t rows, int64_t cols) {
-  const int64_t r = blockIdx.x;
-  for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) {
-    const int64_t segment = index[j] / segment_cols;
-    out[r * cols + j] =
-        in[(segment * rows + r) * segment_cols + (index[j] - segment * segment_cols)];
-  }
-}
-
 __device__ bool better(const TokenCandidate& a, const TokenCandidate& b) {
   if (b.token < 0 || a.token < 0) return b.token < 0 && a.token >= 0;
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-__global__ void argmax_kernel(const float* logits, int64_t vocab_begin, int64_t vocab_count,
-                              const uint8_t* forbid_eos, const int32_t* eos_ids, int32_t eos_count,
-                              TokenCandidate* out) {
+template <int VEC>
+__global__ void __launch_bounds__(1024)
+    argmax_kernel(const float* logits, int64_t vocab_begin, int64_t vocab_count,
+                  const uint8_t* forbid_eos, const int32_t* eos_ids, int32_t eos_count,
+                  TokenCandidate* out) {
   const int64_t r = blockIdx.x;
   const int32_t ends = forbid_eos != nullptr && forbid_eos[r] ? eos_count : 0;
   TokenCandidate best{-INFINITY, -1};
-  for (int64_t i = threadIdx.x; i < vocab_count; i += blockDim.x) {
-    const TokenCandidate c{logits[r * vocab_count + i], static_cast<int32_t>(vocab_begin + i)};
-    bool allowed = c.logit == c.logit;
+  const auto look = [&](float logit, int64_t i) {
+    const TokenCandidate c{logit, static_cast<int32_t>(vocab_begin + i)};
+    // A NaN compares false; an id after one that is as good never wins. -inf may be the first.
+    if (!(c.logit > best.logit || (best.token < 0 && c.logit == best.logit))) return;
+    bool allowed = true;
     for (int32_t e = 0; e < ends; ++e) allowed &= eos_ids[e] != c.token;
-    if (allowed && better(c, best)) best = c;
+    if (allowed) best = c;
+  };
+  if constexpr (VEC == 4) {
+    const auto* row = reinterpret_cast<const float4*>(logits + r * vocab_count);
+#pragma unroll 8
+    for (int64_t p = threadIdx.x; p < vocab_count / 4; p += blockDim.x) {
+      const float4 x = __ldg(row + p);
+      look(x.x, 4 * p), look(x.y, 4 * p + 1), look(x.z, 4 * p + 2), look(x.w, 4 * p + 3);
+    }
+  } else {
+    for (int64_t i = threadIdx.x; i < vocab_count; i += blockDim.x)
+      look(logits[r * vocab_count + i], i);
   }
   __shared__ TokenCandidate warps[32];
   const auto reduce = [&] {
@@ -191,7 +123,7 @@ __global__ void merge_kernel(const TokenCandidate* candidates, int32_t shards, i
 __global__ void store_kernel(const int32_t* ids, const int32_t* slot, const int32_t* position,
                              int64_t rows, int32_t* tokens, int64_t max_tokens) {
   const int64_t r = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (r < rows) tokens[slot[r] * max_tokens + position[r]] = ids[r];
+  if (r < rows && slot[r] >= 0) tokens[slot[r] * max_tokens + position[r]] = ids[r];
 }
 
 // Block (page, layer): packed [count, all_layers, k | v | k_scale | v_scale].
@@ -211,7 +143,6 @@ __global__ void pages_kernel(const __grid_constant__ PagePools pools, int first_
   }
 }
 
-bool by_eight(int64_t features) { return features % 8 == 0; }
 unsigned blocks_for(size_t count) {
   return static_cast<unsigned>(std::min<size_t>((count + 255) / 256, 4096));
 }
@@ -241,44 +172,15 @@ void add_rows(void* residual, const void* delta, size_t count, cudaStream_t s) {
                                                static_cast<const Bf16*>(delta), count);
 }
 
-void norm(void* residual, const void* delta, const float* weight, void* out, float* out_scale,
-          int64_t features, float epsilon, const int32_t* select, int64_t out_rows,
-          cudaStream_t s) {
-  if (out_rows == 0) return;
-  (void)out_scale;
-  const auto launch = [&](auto kernel, int vec) {
-    kernel<<<static_cast<unsigned>(out_rows), threads_for(features / vec, 512), 0, s>>>(
-        static_cast<Bf16*>(residual), static_cast<const Bf16*>(delta), weight,
-        static_cast<Bf16*>(out), features, epsilon, select);
-  };
-  by_eight(features) ? launch(norm_kernel<8>, 8) : launch(norm_kernel<1>, 1);
-}
-
-void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_t features,
-               cudaStream_t s) {
-  if (rows == 0) return;
-  const auto launch = [&](auto kernel, int vec) {
-    const int64_t packs = features / vec;
-    const dim3 grid(static_cast<unsigned>(rows),
-                    static_cast<unsigned>(std::min<int64_t>((packs + 255) / 256, 64)));
-    kernel<<<grid, 256, 0, s>>>(static_cast<const Bf16*>(in), static_cast<Bf16*>(out), features);
-  };
-  by_eight(features) ? launch(silu_kernel<8>, 8) : launch(silu_kernel<1>, 1);
-}
-
-void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, void* out,
-                    float* out_scale, int64_t rows, int64_t cols, cudaStream_t s) {
-  if (rows == 0) return;
-  gather_kernel<<<static_cast<unsigned>(rows), 256, 0, s>>>(
-      static_cast<const Bf16*>(in), segment_cols, index, static_cast<Bf16*>(out), rows, cols);
-}
-
 void argmax(const float* logits, int64_t rows, int64_t vocab_begin, int64_t vocab_count,
             const uint8_t* forbid_eos, const int32_t* eos_ids, int32_t eos_count,
             TokenCandidate* out, cudaStream_t s) {
   if (rows == 0) return;
-  argmax_kernel<<<static_cast<unsigned>(rows), threads_for(vocab_count / 4, 1024), 0, s>>>(
-      logits, vocab_begin, vocab_count, forbid_eos, eos_ids, eos_count, out);
+  const auto launch = [&](auto kernel) {
+    kernel<<<static_cast<unsigned>(rows), threads_for(vocab_count / 4, 1024), 0, s>>>(
+        logits, vocab_begin, vocab_count, forbid_eos, eos_ids, eos_count, out);
+  };
+  vocab_count % 4 == 0 ? launch(argmax_kernel<4>) : launch(argmax_kernel<1>);
 }
 
 void merge_argmax(const TokenCandidate* candidates, int32_t shards, int64_t rows, int32_t* ids,

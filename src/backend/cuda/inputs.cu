@@ -1,0 +1,296 @@
+// Writers of what linears read: norm, silu_gate, gather_columns, and attention's output on its way
+// to e4m3. Each writes rows of bf16, or e4m3 codes with a scale a row (backend.h, LinearInput):
+// what is quantized is the row of bf16 that would have been written.
+//
+// All are bound by memory. Bytes a row: norm features * (2 + 2 in, 2 out, and 2 or 1 out),
+// silu_gate features * (4 in, 2 or 1 out), gather_columns and quantize_rows columns * (2 in, 2 or 1
+// out). One block a row; a row of up to 32,768 features stays in registers (PACKS packs of 8 a
+// thread) from the first read until its scale is known, so that nothing is read twice. Longer rows,
+// and rows of no multiple of 8 features (VEC = 1), are read again from the caches (PACKS = 0).
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include <algorithm>
+
+#include "backend/cuda/kernels.h"
+
+namespace drover::cuda {
+namespace {
+
+using Bf16 = __nv_bfloat16;
+constexpr int kThreads = 512;
+
+template <int VEC>
+struct alignas(2 * VEC) Pack {
+  Bf16 x[VEC];
+};
+
+struct Sums {
+  float sum, top;
+};
+
+// Over the block. TAG: each call has its own shared memory, so that none waits for another's end.
+template <int TAG>
+__device__ Sums block_reduce(float sum, float top) {
+  __shared__ Sums warps[kThreads / 32];
+  for (int i = 16; i > 0; i /= 2) {
+    sum += __shfl_xor_sync(~0u, sum, i);
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
+  }
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = {sum, top};
+  __syncthreads();
+  Sums all{0, 0};
+  for (int i = 0; i < static_cast<int>(blockDim.x / 32); ++i)
+    all.sum += warps[i].sum, all.top = fmaxf(all.top, warps[i].top);
+  return all;
+}
+
+// f(k, p) for the packs p of this thread, the k-th in registers.
+template <int PACKS, typename F>
+__device__ void each(int packs, const F& f) {
+  if constexpr (PACKS > 0) {
+#pragma unroll
+    for (int k = 0; k < PACKS; ++k) {
+      const int p = k * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+      if (p < packs) f(k, p);
+    }
+  } else {
+    for (int p = static_cast<int>(threadIdx.x); p < packs; p += static_cast<int>(blockDim.x))
+      f(0, p);
+  }
+}
+
+template <int VEC>
+__device__ void put_codes(const Pack<VEC>& y, float inverse, uint8_t* to) {
+  if constexpr (VEC == 8) {
+    uint32_t words[2] = {0, 0};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 x = make_float2(__bfloat162float(y.x[2 * j]) * inverse,
+                                   __bfloat162float(y.x[2 * j + 1]) * inverse);
+      const uint32_t pair = __nv_cvt_float2_to_fp8x2(x, __NV_SATFINITE, __NV_E4M3);
+      words[j / 2] |= pair << (16 * (j % 2));
+    }
+    *reinterpret_cast<uint2*>(to) =
+        inverse == 0.0f ? make_uint2(0, 0) : make_uint2(words[0], words[1]);
+  } else {
+    *to = inverse == 0.0f ? uint8_t{0}
+                          : __nv_cvt_float_to_fp8(__bfloat162float(y.x[0]) * inverse,
+                                                  __NV_SATFINITE, __NV_E4M3);
+  }
+}
+
+struct Output {
+  void* data;
+  float* scale;
+  int64_t features;
+};
+
+// Writes row i, whose packs get(k, p) tells.
+template <int VEC, int PACKS, bool FP8, typename Get>
+__device__ void write_row(const Output& out, int64_t i, const Get& get) {
+  const int packs = static_cast<int>(out.features / VEC);
+  if constexpr (!FP8) {
+    auto* to = reinterpret_cast<Pack<VEC>*>(static_cast<Bf16*>(out.data) + i * out.features);
+    each<PACKS>(packs, [&](int k, int p) { to[p] = get(k, p); });
+  } else {
+    Pack<VEC> held[PACKS > 0 ? PACKS : 1];
+    float top = 0, finite = 0;
+    each<PACKS>(packs, [&](int k, int p) {
+      held[k] = get(k, p);
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) {
+        const float y = __bfloat162float(held[k].x[j]);
+        top = fmaxf(top, fabsf(y)), finite += y - y;  // NaN for NaN and infinities
+      }
+    });
+    const Sums row = block_reduce<1>(finite, top);
+    float scale = row.sum == 0.0f ? __fdiv_rn(row.top, 448.0f) : row.sum;
+    const bool normal = scale >= 1.17549435e-38f;
+    if (!normal && scale == scale) scale = 0.0f;
+    const float inverse = normal ? __fdiv_rn(1.0f, scale) : 0.0f;
+    uint8_t* to = static_cast<uint8_t*>(out.data) + i * out.features;
+    each<PACKS>(packs, [&](int k, int p) {
+      put_codes<VEC>(PACKS > 0 ? held[k] : get(k, p), inverse, to + p * VEC);
+    });
+    if (threadIdx.x == 0) out.scale[i] = scale;
+  }
+}
+
+struct NormRows {
+  Bf16* residual;
+  const Bf16* delta;
+  const float* weight;
+  float epsilon;
+  const int32_t* select;
+};
+
+template <int VEC, int PACKS, bool FP8>
+__global__ void __launch_bounds__(kThreads) write_kernel(NormRows a, Output out) {
+  const int64_t i = blockIdx.x, r = a.select ? a.select[i] : i;
+  auto* x = reinterpret_cast<Pack<VEC>*>(a.residual + r * out.features);
+  const auto* d =
+      a.delta ? reinterpret_cast<const Pack<VEC>*>(a.delta + r * out.features) : nullptr;
+  Pack<VEC> held[PACKS > 0 ? PACKS : 1];
+  float squares = 0;
+  each<PACKS>(static_cast<int>(out.features / VEC), [&](int k, int p) {
+    Pack<VEC> v = x[p];
+    if (d) {
+      const Pack<VEC> add = d[p];
+#pragma unroll
+      for (int j = 0; j < VEC; ++j)
+        v.x[j] = __float2bfloat16_rn(__bfloat162float(v.x[j]) + __bfloat162float(add.x[j]));
+      x[p] = v;
+    }
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) {
+      const float f = __bfloat162float(v.x[j]);
+      squares += f * f;
+    }
+    held[k] = v;
+  });
+  const float scale =
+      rsqrtf(block_reduce<0>(squares, 0).sum / static_cast<float>(out.features) + a.epsilon);
+  write_row<VEC, PACKS, FP8>(out, i, [&](int k, int p) {
+    Pack<VEC> v = PACKS > 0 ? held[k] : x[p];
+    float w[VEC];
+    if constexpr (VEC == 8) {
+      const float4 low = __ldg(reinterpret_cast<const float4*>(a.weight) + 2 * p),
+                   high = __ldg(reinterpret_cast<const float4*>(a.weight) + 2 * p + 1);
+      w[0] = low.x, w[1] = low.y, w[2] = low.z, w[3] = low.w;
+      w[4] = high.x, w[5] = high.y, w[6] = high.z, w[7] = high.w;
+    } else {
+      w[0] = __ldg(a.weight + p);
+    }
+#pragma unroll
+    for (int j = 0; j < VEC; ++j)
+      v.x[j] = __float2bfloat16_rn(__bfloat162float(v.x[j]) * scale * w[j]);
+    return v;
+  });
+}
+
+template <int VEC>
+__device__ Pack<VEC> gated(const Pack<VEC>& g, const Pack<VEC>& u) {
+  Pack<VEC> y;
+#pragma unroll
+  for (int j = 0; j < VEC; ++j) {
+    const float x = __bfloat162float(g.x[j]);
+    // Above 2^126 the fast division gives 0, which is what is left of the product there.
+    const float silu = __fdividef(x, 1.0f + __expf(-x));
+    y.x[j] = __float2bfloat16_rn(silu * __bfloat162float(u.x[j]));
+  }
+  return y;
+}
+
+struct GateRows {
+  const Bf16* in;
+};
+
+template <int VEC, int PACKS, bool FP8>
+__global__ void __launch_bounds__(kThreads) write_kernel(GateRows a, Output out) {
+  const int64_t r = blockIdx.x;
+  const auto* gate = reinterpret_cast<const Pack<VEC>*>(a.in + r * 2 * out.features);
+  const auto* up = reinterpret_cast<const Pack<VEC>*>(a.in + r * 2 * out.features + out.features);
+  write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) { return gated<VEC>(gate[p], up[p]); });
+}
+
+struct PlainRows {
+  const Bf16* in;
+  int64_t stride;
+};
+
+template <int VEC, int PACKS, bool FP8>
+__global__ void __launch_bounds__(kThreads) write_kernel(PlainRows a, Output out) {
+  const auto* in = reinterpret_cast<const Pack<VEC>*>(a.in + blockIdx.x * a.stride);
+  write_row<VEC, PACKS, FP8>(out, blockIdx.x, [&](int, int p) { return in[p]; });
+}
+
+struct GatheredRows {
+  const Bf16* in;  // [segments, rows, segment_cols]
+  int64_t segment_cols;
+  const int32_t* index;
+};
+
+template <int VEC, int PACKS, bool FP8>
+__global__ void __launch_bounds__(kThreads) write_kernel(GatheredRows a, Output out) {
+  const int64_t r = blockIdx.x, rows = gridDim.x;
+  const auto segment_cols = static_cast<int32_t>(a.segment_cols);
+  write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) {
+    Pack<VEC> y;
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) {
+      const int32_t column = __ldg(a.index + p * VEC + j), segment = column / segment_cols;
+      y.x[j] = a.in[(segment * rows + r) * segment_cols + (column - segment * segment_cols)];
+    }
+    return y;
+  });
+}
+
+// A plain row of silu_gate needs no other block's help: many blocks a row, so that few rows are
+// fast too.
+template <int VEC>
+__global__ void silu_kernel(const Bf16* in, Bf16* out, int64_t features) {
+  const int64_t r = blockIdx.x;
+  const auto* gate = reinterpret_cast<const Pack<VEC>*>(in + r * 2 * features);
+  const auto* up = reinterpret_cast<const Pack<VEC>*>(in + r * 2 * features + features);
+  auto* o = reinterpret_cast<Pack<VEC>*>(out + r * features);
+  for (int64_t p = blockIdx.y * int64_t{blockDim.x} + threadIdx.x; p < features / VEC;
+       p += int64_t{gridDim.y} * blockDim.x)
+    o[p] = gated<VEC>(gate[p], up[p]);
+}
+
+template <int VEC, int PACKS, typename Source>
+void launch(const Source& a, const Output& out, int64_t rows, int packs_a_thread, cudaStream_t s) {
+  const int64_t packs = out.features / VEC;
+  const int64_t threads = std::clamp<int64_t>(
+      ((packs + packs_a_thread - 1) / packs_a_thread + 31) / 32 * 32, 32, kThreads);
+  const auto blocks = static_cast<unsigned>(rows), block = static_cast<unsigned>(threads);
+  out.scale != nullptr ? write_kernel<VEC, PACKS, true><<<blocks, block, 0, s>>>(a, out)
+                       : write_kernel<VEC, PACKS, false><<<blocks, block, 0, s>>>(a, out);
+}
+
+template <typename Source>
+void write(const Source& a, const Output& out, int64_t rows, cudaStream_t s) {
+  if (rows == 0) return;
+  if (out.features % 8 != 0) return launch<1, 0>(a, out, rows, 1, s);
+  if (out.features <= 2 * 8 * kThreads) return launch<8, 2>(a, out, rows, 2, s);
+  if (out.features <= 8 * 8 * kThreads) return launch<8, 8>(a, out, rows, 8, s);
+  launch<8, 0>(a, out, rows, 1, s);
+}
+
+}  // namespace
+
+void norm(void* residual, const void* delta, const float* weight, void* out, float* out_scale,
+          int64_t features, float epsilon, const int32_t* select, int64_t out_rows,
+          cudaStream_t s) {
+  const NormRows a{static_cast<Bf16*>(residual), static_cast<const Bf16*>(delta), weight, epsilon,
+                   select};
+  write(a, {out, out_scale, features}, out_rows, s);
+}
+
+void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_t features,
+               cudaStream_t s) {
+  if (rows == 0) return;
+  if (out_scale != nullptr)
+    return write(GateRows{static_cast<const Bf16*>(in)}, {out, out_scale, features}, rows, s);
+  const auto launch_plain = [&](auto kernel, int vec) {
+    const int64_t packs = features / vec;
+    const dim3 grid(static_cast<unsigned>(rows),
+                    static_cast<unsigned>(std::min<int64_t>((packs + 255) / 256, 64)));
+    kernel<<<grid, 256, 0, s>>>(static_cast<const Bf16*>(in), static_cast<Bf16*>(out), features);
+  };
+  features % 8 == 0 ? launch_plain(silu_kernel<8>, 8) : launch_plain(silu_kernel<1>, 1);
+}
+
+void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, void* out,
+                    float* out_scale, int64_t rows, int64_t cols, cudaStream_t s) {
+  write(GatheredRows{static_cast<const Bf16*>(in), segment_cols, index}, {out, out_scale, cols},
+        rows, s);
+}
+
+void quantize_rows(const void* in, int64_t stride, void* out, float* out_scale, int64_t rows,
+                   int64_t features, cudaStream_t s) {
+  write(PlainRows{static_cast<const Bf16*>(in), stride}, {out, out_scale, features}, rows, s);
+}
+
+}  // namespace drover::cuda

@@ -1,10 +1,12 @@
 // Communication between the ranks of a replica: collectives and point to point on device buffers.
-// Implementations: mpi_comm (CPU), later nccl_comm. No arithmetic of the model lives here.
+// Implementations: mpi_comm (CPU), nccl/nccl_comm (one GPU a rank), gpu/staged_comm (ranks that
+// share a GPU). No arithmetic of the model lives here.
 //
 // Every call is ordered on the stream it is given; a buffer may be reused by later work on the
-// same stream. send() never waits for its receiver (the CPU copies; NCCL has a stream of its own),
-// so two stages may send to each other at once. Every rank of a communicator makes the same calls
-// in the same order. Every wait has a deadline and ends when the interrupt is raised.
+// same stream. send() never waits for its receiver (it copies; NCCL has a stream of its own for
+// each link), so two stages may send to each other at once. Every rank of a communicator makes the
+// same collective calls in the same order. Every wait has a deadline and ends when the interrupt is
+// raised; a GPU that waits inside a kernel is ended by abort_all_nccl() (world.h).
 #pragma once
 
 #include <cstddef>
@@ -20,7 +22,8 @@ class Comm {
   virtual ~Comm() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  // Ranks with the same color form a communicator, ordered by key. color < 0: none (null).
+  // Collective. Ranks with the same color form a communicator, ordered by key. color < 0: none
+  // (null).
   virtual std::unique_ptr<Comm> split(int color, int key, const std::string& name) = 0;
   // In place, element type f32 or bf16. All ranks get the same bits.
   virtual void all_reduce_sum(void* buffer, size_t count, Dtype type, void* stream) = 0;
@@ -29,6 +32,20 @@ class Comm {
   virtual void broadcast(void* buffer, size_t bytes, int root, void* stream) = 0;
   virtual void send(const void* buffer, size_t bytes, int peer, void* stream) = 0;
   virtual void recv(void* buffer, size_t bytes, int peer, void* stream) = 0;
+
+  // Before the steps, so that nothing is made in one. Both are collective and may wait for all
+  // ranks. reserve: what all_reduce_sum, all_gather and broadcast of up to `bytes` need. Without it
+  // the first of them makes it, and must then not be recorded in a graph.
+  virtual void reserve(size_t bytes) { (void)bytes; }
+  // connect: the way of messages from rank `from` to rank `to`, of up to `bytes` each, `messages`
+  // of them at once: one more waits, on the sender's stream, until the oldest has been received. On
+  // a GPU no message goes without (kInternal). Again with more of either makes more room.
+  virtual void connect(int from, int to, size_t bytes, int messages) {
+    (void)from, (void)to, (void)bytes, (void)messages;
+  }
+  // Whether the collectives (not send and recv) may be recorded in a CUDA graph. Graphs are to be
+  // destroyed before the communicators in them, whose destructors wait for that.
+  virtual bool capturable() const { return true; }
 };
 
 }  // namespace drover

@@ -5,6 +5,7 @@
 #include <list>
 #include <vector>
 
+#include "base/formats.h"
 #include "comm/mpi_check.h"
 
 namespace drover {
@@ -15,6 +16,18 @@ constexpr int kTag = 0;
 // Up to this size everybody sends everything to everybody (one round of latency); above it each
 // rank sums a slice (two rounds, 2/n of the bytes).
 constexpr size_t kOneRoundBytes = 64 << 10;
+
+// How an element type is summed: in f32, rounded once at the end.
+struct F32 {
+  using Element = float;
+  static float load(float x) { return x; }
+  static float store(float x) { return x; }
+};
+struct Bf16 {
+  using Element = uint16_t;
+  static float load(uint16_t x) { return bf16_to_float(x); }
+  static uint16_t store(float x) { return bf16_from_float(x); }
+};
 
 class MpiComm final : public Comm {
  public:
@@ -46,13 +59,10 @@ class MpiComm final : public Comm {
   }
 
   void all_reduce_sum(void* buffer, size_t count, Dtype type, void*) override {
-    DROVER_CHECK(type == Dtype::kF32, ExitCode::kInternal,
-                 "the MPI communicator sums f32 only (CPU activations), asked for {}",
-                 to_string(type));
+    DROVER_CHECK(type == Dtype::kF32 || type == Dtype::kBf16, ExitCode::kInternal,
+                 "communicators sum f32 and bf16, asked for {}", to_string(type));
     if (size_ == 1 || count == 0) return;
-    auto* data = static_cast<float*>(buffer);
-    if (count * sizeof(float) <= kOneRoundBytes) return sum_in_one_round(data, count);
-    sum_in_slices(data, count);
+    type == Dtype::kF32 ? sum<F32>(buffer, count) : sum<Bf16>(buffer, count);
   }
 
   void all_gather(const void* in, void* out, size_t bytes, void*) override {
@@ -141,40 +151,61 @@ class MpiComm final : public Comm {
   }
 
   // Sums in rank order on every rank, so that all ranks get the same bits.
-  void sum_in_one_round(float* data, size_t count) {
-    scratch_.resize(std::max(scratch_.size(), count * static_cast<size_t>(size_)));
-    all_gather(data, scratch_.data(), count * sizeof(float), nullptr);
-    std::copy_n(scratch_.data(), count, data);
-    for (int p = 1; p < size_; ++p)
-      add(scratch_.data() + count * static_cast<size_t>(p), data, count);
+  template <class Type>
+  void sum(void* buffer, size_t count) {
+    auto* data = static_cast<typename Type::Element*>(buffer);
+    if (count * sizeof(*data) <= kOneRoundBytes) return sum_in_one_round<Type>(data, count);
+    sum_in_slices<Type>(data, count);
   }
 
-  void sum_in_slices(float* data, size_t count) {
+  template <class Type, class Element = typename Type::Element>
+  void sum_in_one_round(Element* data, size_t count) {
+    const auto n = static_cast<size_t>(size_);
+    auto* parts = scratch<Element>(count * n);
+    all_gather(data, parts, count * sizeof(Element), nullptr);
+    add<Type>(parts, count, data, count);
+  }
+
+  template <class Type, class Element = typename Type::Element>
+  void sum_in_slices(Element* data, size_t count) {
     const auto n = static_cast<size_t>(size_);
     const size_t slice = (count + n - 1) / n;
     const auto begin = [&](size_t p) { return std::min(count, p * slice); };
     const auto length = [&](size_t p) { return begin(p + 1) - begin(p); };
     const auto me = static_cast<size_t>(rank_);
-    scratch_.resize(std::max(scratch_.size(), slice * n));
+    auto* parts = scratch<Element>(slice * n);
     for (size_t p = 0; p < n; ++p) {
       if (p == me) continue;
-      start_recv(scratch_.data() + p * slice, length(me) * sizeof(float), static_cast<int>(p));
-      start_send(data + begin(p), length(p) * sizeof(float), static_cast<int>(p));
+      start_recv(parts + p * slice, length(me) * sizeof(Element), static_cast<int>(p));
+      start_send(data + begin(p), length(p) * sizeof(Element), static_cast<int>(p));
     }
     finish("sum of slices");
-    std::copy_n(data + begin(me), length(me), scratch_.data() + me * slice);
-    std::copy_n(scratch_.data(), length(me), data + begin(me));
-    for (size_t p = 1; p < n; ++p) add(scratch_.data() + p * slice, data + begin(me), length(me));
+    std::copy_n(data + begin(me), length(me), parts + me * slice);
+    add<Type>(parts, slice, data + begin(me), length(me));
     for (size_t p = 0; p < n; ++p) {
       if (p == me) continue;
-      start_recv(data + begin(p), length(p) * sizeof(float), static_cast<int>(p));
-      start_send(data + begin(me), length(me) * sizeof(float), static_cast<int>(p));
+      start_recv(data + begin(p), length(p) * sizeof(Element), static_cast<int>(p));
+      start_send(data + begin(me), length(me) * sizeof(Element), static_cast<int>(p));
     }
     finish("gathering of slices");
   }
 
-  static void add(const float* from, float* to, size_t count) {
-    for (size_t i = 0; i < count; ++i) to[i] += from[i];
+  // to[i] = the sum over ranks of parts[rank * stride + i]
+  template <class Type, class Element = typename Type::Element>
+  void add(const Element* parts, size_t stride, Element* to, size_t count) {
+    sums_.resize(std::max(sums_.size(), count));
+    for (size_t i = 0; i < count; ++i) sums_[i] = Type::load(parts[i]);
+    for (size_t p = 1; p < static_cast<size_t>(size_); ++p) {
+      const Element* part = parts + p * stride;
+      for (size_t i = 0; i < count; ++i) sums_[i] += Type::load(part[i]);
+    }
+    for (size_t i = 0; i < count; ++i) to[i] = Type::store(sums_[i]);
+  }
+
+  template <class Element>
+  Element* scratch(size_t count) {
+    scratch_.resize(std::max(scratch_.size(), count * sizeof(Element)));
+    return reinterpret_cast<Element*>(scratch_.data());
   }
 
   MPI_Comm comm_;
@@ -185,7 +216,8 @@ class MpiComm final : public Comm {
   int rank_ = 0, size_ = 1;
   std::list<Send> sends_;
   std::vector<MPI_Request> requests_;
-  std::vector<float> scratch_;
+  std::vector<std::byte> scratch_;
+  std::vector<float> sums_;
 };
 
 }  // namespace

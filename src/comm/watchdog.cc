@@ -121,6 +121,7 @@ class MpiWatchdog final : public Watchdog {
       next_beat_ = deadline_in(kBeatSeconds);
       beat();
       if (!leaving_ && !interrupt_.raised()) watch_peers();
+      if (!leaving_ && !interrupt_.raised()) watch_nccl();
     }
     if (leaving_ && !left_) announce_leave();
     if (rank_ == 0 && leaving_ && !agreed_) try_agreement();
@@ -266,6 +267,14 @@ class MpiWatchdog final : public Watchdog {
       } else if (!s.waiting && since(s.advanced) > s.patience) {
         lost(p, fmt::format("hangs: no progress for {:.0f} s (phase: {})", s.patience, s.phase));
       }
+    }
+  }
+
+  // What NCCL's own threads met is seen by nobody who waits for the GPU.
+  void watch_nccl() {
+    const std::string error = nccl_async_error();
+    if (!error.empty()) {
+      interrupt_.raise(ExitCode::kLostPeer, fmt::format("rank {}: {}", rank_, error));
     }
   }
 

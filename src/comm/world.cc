@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "comm/gpu_comm.h"
 #include "comm/mpi_check.h"
 #include "comm/mpi_comm.h"
 #include "comm/watchdog.h"
@@ -66,6 +67,7 @@ void await(MPI_Request& request, const Interrupt& interrupt, double seconds, con
 }  // namespace
 
 World::World() : impl_(std::make_unique<Impl>()) {
+  prepare_nccl_environment();  // while there is no other thread that could read it
   int provided = 0;
   const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
   DROVER_CHECK(
@@ -109,6 +111,26 @@ std::string mpi_version() {
 
 std::unique_ptr<Comm> World::make_comm(Interrupt& interrupt, Progress* progress, double seconds) {
   return make_mpi_comm(duplicate(MPI_COMM_WORLD), "world", interrupt, progress, seconds);
+}
+
+std::unique_ptr<Comm> World::make_nccl_comm(Interrupt& interrupt, Progress* progress,
+                                            double seconds, void* stream) {
+  const NcclPlace place{.rank = impl_->rank,
+                        .size = impl_->size,
+                        .host = impl_->peers[static_cast<size_t>(impl_->rank)].host,
+                        .seconds = seconds,
+                        .stream = stream};
+  const auto from_rank_0 = [&](void* bytes, size_t count) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    DROVER_MPI(MPI_Ibcast(bytes, static_cast<int>(count), MPI_BYTE, 0, impl_->agreement, &request));
+    await(request, interrupt, seconds, "NCCL's id from rank 0");
+  };
+  return drover::make_nccl_comm(place, interrupt, progress, from_rank_0);
+}
+
+std::unique_ptr<Comm> World::make_staged_comm(Interrupt& interrupt, Progress* progress,
+                                              double seconds) {
+  return drover::make_staged_comm(make_comm(interrupt, progress, seconds), interrupt, seconds);
 }
 
 int64_t World::agree_min(int64_t value, const Interrupt& interrupt, double seconds) {

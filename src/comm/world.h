@@ -40,6 +40,16 @@ class World {
   // Communicator over all ranks for the backend's data, used by one thread. Every wait of it ends
   // after `seconds` with kLostPeer. `progress` may be null. Collective.
   std::unique_ptr<Comm> make_comm(Interrupt& interrupt, Progress* progress, double seconds);
+  // Likewise for buffers of the GPU that is current on this thread (cudaSetDevice), one rank a GPU,
+  // over NCCL. `stream` (cudaStream_t) is what start-up work runs on. Throws kEnvironment in a
+  // build without NCCL; a world of one rank needs none. Its waits on the host end as make_comm's
+  // do; what the GPU waits for in a kernel is for whoever waits for the stream. Its calls may come
+  // from any thread, one at a time.
+  std::unique_ptr<Comm> make_nccl_comm(Interrupt& interrupt, Progress* progress, double seconds,
+                                       void* stream);
+  // Likewise for ranks that share a GPU, which NCCL refuses: through pinned host memory and MPI.
+  // Every call waits for its stream. kEnvironment in a build without CUDA.
+  std::unique_ptr<Comm> make_staged_comm(Interrupt& interrupt, Progress* progress, double seconds);
   std::unique_ptr<Mailbox> make_mailbox();                         // collective
   std::unique_ptr<Watchdog> make_watchdog(Interrupt&, Progress&);  // collective
   // The smallest of everybody's values. Collective; ends like make_comm's waits.
@@ -87,7 +97,16 @@ class Watchdog {
   virtual bool leave(double seconds) = 0;
 };
 
-std::string mpi_version();  // needs no World
+std::string mpi_version();   // needs no World
+bool has_nccl();             // built with NCCL
+std::string nccl_version();  // "2.28.3" of the library; "none" in a build without
+
+// Ends what every NCCL communicator of this process waits for, kernels on the GPU too; none may be
+// used any more. For the way out of a failed run, once the interrupt is raised. Takes `seconds` at
+// most: what NCCL has not freed by then is left to the end of the process.
+void abort_all_nccl(double seconds = 1) noexcept;
+// The first error that NCCL met on its own (a peer that is gone, on another host), or empty.
+std::string nccl_async_error() noexcept;
 
 // SIGTERM and SIGINT make the watchdog raise kLostPeer (or kEnvironment for SIGINT).
 void install_signal_handlers();

@@ -32,6 +32,8 @@ LIBRARY_HOMES = [
     (r"spdlog/.*", "base"),
     (r"openssl/.*", "base"),
     (r"hwloc(/.*|\.h)", "base"),
+    (r"nvtx3/.*", "base"),
+    (r"cupti\w*\.h", "backend"),
     (r"(loadgen|query_sample\w*|system_under_test|test_settings|query_dispatch_library)\.h", "serve"),
 ]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)

@@ -6,6 +6,7 @@
 #include <random>
 #include <thread>
 
+#include "base/formats.h"
 #include "comm/grid.h"
 #include "comm/world.h"
 
@@ -52,6 +53,26 @@ TEST_F(CommTest, AllReduceGivesEveryRankTheSameBits) {
     for (int r = 0; r < comm->size(); ++r) {
       ASSERT_EQ(0, std::memcmp(all.data() + count * static_cast<size_t>(r), data.data(),
                                count * sizeof(float)));
+    }
+  }
+}
+
+// bf16: summed in f32 in rank order and rounded once, whatever the size.
+TEST_F(CommTest, AllReduceOfBf16RoundsOnce) {
+  const auto value = [](size_t i, int rank) {
+    std::mt19937 random(static_cast<unsigned>(i) * 31 + static_cast<unsigned>(rank));
+    return bf16_from_float(std::uniform_real_distribution<float>(-2, 2)(random));
+  };
+  for (size_t count : {1, 3, 576, 32768, 32769, 50001}) {
+    std::vector<uint16_t> data(count);
+    for (size_t i = 0; i < count; ++i) data[i] = value(i, comm->rank());
+    comm->all_reduce_sum(data.data(), count, Dtype::kBf16, nullptr);
+    for (size_t i = 0; i < count; ++i) {
+      float want = bf16_to_float(value(i, 0));
+      for (int r = 1; r < comm->size(); ++r) want += bf16_to_float(value(i, r));
+      if (comm->size() > 1) {
+        ASSERT_EQ(data[i], bf16_from_float(want)) << "element " << i << " of " << count;
+      }
     }
   }
 }

@@ -36,6 +36,11 @@ LIBRARY_HOMES = [
     (r"cupti\w*\.h", "backend"),
     (r"(loadgen|query_sample\w*|system_under_test|test_settings|query_dispatch_library)\.h", "serve"),
 ]
+# Header -> the only folders of src that include it.
+LIBRARY_FOLDERS = [
+    (r"nccl\.h", ("comm/nccl",)),
+    (r"cuda_runtime(_api)?\.h", ("backend/cuda", "comm/gpu", "comm/nccl")),
+]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 # Folders of one machine have no place in the sources ([/] keeps this file from finding itself).
 MACHINE_PATH = re.compile(r"(?<![\w.}$/*-])[/](?:root|home|work|Users|mnt|scratch)[/]\w")
@@ -68,6 +73,9 @@ def check_includes(path, text):
         for pattern, home in LIBRARY_HOMES:
             if re.fullmatch(pattern, name) and room != home:
                 yield f"{path}: {name} is included in {home} only"
+        for pattern, folders in LIBRARY_FOLDERS:
+            if re.fullmatch(pattern, name) and str(path.parent.relative_to("src")) not in folders:
+                yield f"{path}: {name} is included in {' and '.join(folders)} only"
 
 
 def check_text(path, text):
@@ -113,6 +121,9 @@ def self_test():
         "src/model/a.cc": "#include <hdf5.h>\n",
         "src/engine/b.cc": "#include <test_settings.h>\n",
         "src/comm/b.cc": "#include <nlohmann/json.hpp>\n",
+        "src/comm/c.cc": "#include <nccl.h>\n",
+        "src/engine/c.cc": "#include <cuda_runtime_api.h>\n",
+        "src/backend/cuda/a.cc": "#include <nccl.h>\n",
         "src/cellar/a.cc": "int x;\n",
         "src/base/long.cc": "\n" * (MOST_LINES + 1),
         "src/base/later.cc": "// TO" + "DO: later\n",
@@ -122,6 +133,8 @@ def self_test():
         "src/model/good.cc": '#include "store/store.h"\n#include "base/error.h"\n#include <vector>\n',
         "src/serve/good.cc": '#include <loadgen.h>\n#include "sched/step.h"\n',
         "src/store/good.cc": "#include <hdf5.h>\n",
+        "src/comm/nccl/good.cc": "#include <cuda_runtime_api.h>\n#include <nccl.h>\n",
+        "src/backend/cuda/good.cc": "#include <cuda_runtime_api.h>\n",
         "src/main.cc": '#include "serve/session.h"\n#include "comm/world.h"\n',
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ MAY_INCLUDE = {
     "serve": {"base", "engine"} | MIDDLE,
     "main": {"base", "engine", "serve"} | MIDDLE,
 }
-# Header of an outside library -> the only place that includes it.
+# Header of an outside library -> the only place, or places, that include it.
 LIBRARY_HOMES = [
     (r"H5\w*\.h|hdf5\w*\.h", "store"),
     (r"mpi\.h", "comm"),
@@ -33,7 +33,9 @@ LIBRARY_HOMES = [
     (r"openssl/.*", "base"),
     (r"hwloc(/.*|\.h)", "base"),
     (r"nvtx3/.*", "base"),
-    (r"cupti\w*\.h", "backend"),
+    (r"(cupti|cublas)\w*\.h", "backend"),
+    (r"cuda\w*\.h", ("backend", "comm")),
+    (r"nccl\w*\.h", "comm"),
     (r"(loadgen|query_sample\w*|system_under_test|test_settings|query_dispatch_library)\.h", "serve"),
 ]
 # Header -> the only folders of src that include it.
@@ -71,8 +73,9 @@ def check_includes(path, text):
         if first in MAY_INCLUDE and "/" in name and first not in MAY_INCLUDE[room] | {room}:
             yield f"{path}: {room} may not include {name}"
         for pattern, home in LIBRARY_HOMES:
-            if re.fullmatch(pattern, name) and room != home:
-                yield f"{path}: {name} is included in {home} only"
+            homes = (home,) if isinstance(home, str) else home
+            if re.fullmatch(pattern, name) and room not in homes:
+                yield f"{path}: {name} is included in {' and '.join(homes)} only"
         for pattern, folders in LIBRARY_FOLDERS:
             if re.fullmatch(pattern, name) and str(path.parent.relative_to("src")) not in folders:
                 yield f"{path}: {name} is included in {' and '.join(folders)} only"
@@ -118,6 +121,8 @@ def self_test():
         "src/sched/a.cc": '#include "model/shard.h"\n',
         "src/store/a.cc": '#include "engine/decoder.h"\n',
         "src/engine/a.cc": "#include <mpi.h>\n",
+        "src/sched/b.cc": "#include <cuda_runtime.h>\n",
+        "src/backend/a.cc": "#include <nccl.h>\n",
         "src/model/a.cc": "#include <hdf5.h>\n",
         "src/engine/b.cc": "#include <test_settings.h>\n",
         "src/comm/b.cc": "#include <nlohmann/json.hpp>\n",
@@ -133,6 +138,7 @@ def self_test():
         "src/model/good.cc": '#include "store/store.h"\n#include "base/error.h"\n#include <vector>\n',
         "src/serve/good.cc": '#include <loadgen.h>\n#include "sched/step.h"\n',
         "src/store/good.cc": "#include <hdf5.h>\n",
+        "src/comm/gpu/good.cc": "#include <cuda_runtime_api.h>\n",
         "src/comm/nccl/good.cc": "#include <cuda_runtime_api.h>\n#include <nccl.h>\n",
         "src/backend/cuda/good.cc": "#include <cuda_runtime_api.h>\n",
         "src/main.cc": '#include "serve/session.h"\n#include "comm/world.h"\n',

@@ -253,7 +253,7 @@ void print_head(const Limits& l) {
       "{:.0f} "
       "GFLOP/s ({} cubed); a step reads {:.0f} MB of weights\n",
       l.threads, l.read_bytes_per_s / 1e9, l.read_buffer_bytes >> 20, l.l3_bytes >> 20,
-      l.linear_flops_per_s / 1e9, kLinearSize, static_cast<double>(l.step_weight_bytes) / 1e6);
+      l.linear_flops_per_s / 1e9, l.linear_size, static_cast<double>(l.step_weight_bytes) / 1e6);
   std::cout << fmt::format("{:>6} {:>12} {:>8} {:>9} {:>12} {:>9} {:>17} {:>8} {:>8}\n", "batch",
                            "prompt tok/s", "of peak", "TTFT ms", "decode tok/s", "step ms",
                            "TPOT p50/p90 ms", "of peak", "of read");

@@ -6,13 +6,14 @@
 #include <iostream>
 #include <thread>
 
-#include "backend/cpu/cpu_backend.h"
 #include "base/host.h"
 #include "base/log.h"
+#include "choose_backend.h"
 #include "command_line.h"
 #include "drover_version.h"
 #include "engine/worker.h"
 #include "serve/session.h"
+#include "size_engine.h"
 #include "store/store.h"
 
 namespace drover {
@@ -64,9 +65,6 @@ class Rank {
     world_.barrier(interrupt_, 120, "start of all ranks");
     open_log();
     grid_ = choose_grid();
-    DROVER_CHECK(options_.text("backend") == "auto" || options_.text("backend") == "cpu",
-                 ExitCode::kUsage, "--backend {}: this build has the cpu backend only",
-                 options_.text("backend"));
     DROVER_CHECK(!options_.text("model").empty(), ExitCode::kUsage,
                  "--model is missing: give a model store, or synthetic:NAME");
     if (world_.rank() == 0) print_resolved();
@@ -136,24 +134,23 @@ class Rank {
                         grid_.stage_of(world_.rank()), source_->group());
     if (world_.rank() == 0)
       log::info("{}: {}, {}", options_.text("model"), a.summary(), source_->description());
-    make_backend();
+    choice_ = choose_backend(options_, world_, interrupt_);
+    backend_ = choice_.backend.get();
+    if (backend_->makes_weights()) source_->allow_recipes();
     // MPI makes communicators in calls that cannot be interrupted: everybody must be on the way.
     meet(seconds, "opening of the store on all ranks");
     make_comms();
-    size_engine(a);
+    const EngineSizes sizes = size_engine(options_, a, shard_, source_->group(), grid_, *backend_,
+                                          choice_.gpu, world_, interrupt_);
+    limits_ = sizes.limits;
+    limits_.order = parts_.order;
+    kv_ = sizes.kv;
+    connect_comms(a, sizes);
     cache_ = std::make_unique<KvCache>(*backend_, kv_, shard_.layers.size());
-    const int64_t logit_rows = std::min<int64_t>(limits_.step_tokens, 128);
     decoder_ = std::make_unique<Decoder>(*source_, shard_, *backend_, comms_, *cache_,
-                                         limits_.step_tokens, logit_rows, progress_);
-    worker_ =
-        std::make_unique<Worker>(*decoder_, *backend_, comms_, *mailbox_, grid_, world_.rank(),
-                                 WorkerLimits{.slots = limits_.slots,
-                                              .max_positions = limits_.max_positions,
-                                              .step_tokens = limits_.step_tokens,
-                                              .page_tokens = limits_.page_tokens,
-                                              .pages = limits_.pages,
-                                              .step_seconds = step_seconds()},
-                                 interrupt_, progress_);
+                                         limits_.step_tokens, sizes.logit_rows, progress_);
+    worker_ = std::make_unique<Worker>(*decoder_, *backend_, comms_, *mailbox_, grid_,
+                                       world_.rank(), sizes.worker, interrupt_, progress_);
     log::info(
         "shard: layers {}-{}, heads {}-{}, vocabulary {}-{}; weights {:.1f} MiB, KV {:.1f} MiB "
         "in {} pages of {} tokens",
@@ -162,6 +159,8 @@ class Rank {
         static_cast<double>(decoder_->weight_bytes()) / (1 << 20),
         static_cast<double>(kv_bytes()) / (1 << 20), kv_.pages, kv_.page_tokens);
     meet(seconds, "loading of all ranks");
+    worker_->prepare();
+    meet(seconds, "recording of steps on all ranks");
   }
 
   // A wait for the others, for which this rank is not to blame.
@@ -176,80 +175,49 @@ class Rank {
   }
   double step_seconds() const { return options_.number("step-seconds", 1, 1e6); }
 
-  // mpirun may have bound each rank to cores of its own, or let all of them use every core.
-  int default_threads() const {
-    return std::min(usable_cores(), std::max(1, host_cores() / world_.local_size()));
-  }
-
-  void make_backend() {
-    const std::string type = options_.text("activations");
-    DROVER_CHECK(type == "bf16" || type == "f32", ExitCode::kUsage,
-                 "--activations {}: expected bf16 or f32", type);
-    threads_ = static_cast<int>(options_.integer("threads", 0, 4096));
-    if (threads_ == 0) threads_ = default_threads();
-    backend_ = make_cpu_backend(
-        {.linear_type = type == "f32" ? Dtype::kF32 : Dtype::kBf16, .threads = threads_});
-  }
-
   void make_comms() {
     mailbox_ = world_.make_mailbox();
     all_ = world_.make_comm(interrupt_, &progress_, step_seconds());
     const int rank = world_.rank();
-    replica_ = all_->split(grid_.replica_of(rank), rank, "replica");
+    device_ = choice_.make_comm(interrupt_, &progress_, step_seconds());
+    replica_ = device_->split(grid_.replica_of(rank), rank, "replica");
     tensor_ = replica_->split(grid_.stage_of(rank), rank, "tensor");
     pipeline_ = replica_->split(grid_.slot_of(rank), rank, "pipeline");
     feedback_ = replica_->split(grid_.slot_of(rank), rank, "feedback");
     comms_ = {tensor_.get(), pipeline_.get(), feedback_.get()};
   }
 
-  // The scheduler's and the worker's sizes; pages are what the poorest rank can hold.
-  void size_engine(const Architecture& a) {
-    const auto number = [&](const char* name, int64_t least, int64_t most) {
-      return static_cast<int32_t>(options_.integer(name, least, most));
-    };
-    limits_.slots = number("max-sequences", 1, 1 << 20);
-    limits_.page_tokens = number("page-tokens", 1, 4096);
-    const int32_t length = number("max-length", 0, 1 << 24);
-    DROVER_CHECK(length <= a.max_positions, ExitCode::kUsage,
-                 "--max-length {}: the model allows {} positions", length, a.max_positions);
-    limits_.max_positions = length == 0 ? a.max_positions : length;
-    const int32_t groups = number("groups", 0, 1024);
-    limits_.groups = groups == 0 ? grid_.pp : groups;
-    DROVER_CHECK(limits_.groups >= grid_.pp, ExitCode::kUsage,
-                 "--groups {}: {} pipeline stages need at least as many groups of sequences",
-                 limits_.groups, grid_.pp);
-    limits_.step_tokens = number("step-tokens", 1, 1 << 20);
-    limits_.chunk_tokens = number("chunk-tokens", 1, 1 << 20);
-    const std::string batching = options_.text("batching");
-    DROVER_CHECK(batching == "continuous" || batching == "static", ExitCode::kUsage,
-                 "--batching {}: expected continuous or static", batching);
-    limits_.batching = batching == "static" ? Batching::kStatic : Batching::kContinuous;
-    limits_.order = parts_.order;
-
-    kv_ = {.format = kv_format(options_.text("kv")),
-           .pages = 0,
-           .page_tokens = limits_.page_tokens,
-           .kv_heads = static_cast<int32_t>(shard_.kv_heads.size()),
-           .head_size = a.head_size};
-    const auto page = static_cast<int64_t>(KvCache::page_bytes(kv_, shard_.layers.size()));
-    const int64_t wanted = options_.bytes("kv-memory");
-    const int64_t memory =
-        wanted != 0 ? wanted : static_cast<int64_t>(memory_total_bytes() / 5) / world_.local_size();
-    const int64_t per_sequence = limits_.max_positions / limits_.page_tokens + 2;
-    const int64_t most = std::min<int64_t>(per_sequence * limits_.slots, INT32_MAX);
-    const int64_t mine = std::min(most, memory / page);
-    const int64_t pages = world_.agree_min(mine, interrupt_, 600);
-    DROVER_CHECK(
-        pages >= 2, ExitCode::kUsage,
-        "no room for one sequence: the KV cache has {} pages of {} tokens ({} bytes each on "
-        "this rank); raise --kv-memory to {} at least",
-        pages, limits_.page_tokens, page, 2 * page);
-    limits_.pages = kv_.pages = static_cast<int32_t>(pages);
+  // What steps will send, so that nothing is made in one: sums and gathers within a stage,
+  // activations from each stage to the next, sampled ids back to the first.
+  void connect_comms(const Architecture& a, const EngineSizes& sizes) {
+    const auto rows = static_cast<size_t>(backend_->padded_rows(limits_.step_tokens));
+    const size_t activations =
+        rows * static_cast<size_t>(a.hidden) * dtype_bytes(backend_->activation_dtype());
+    // Act-order gathers a layer's widest input from every slot.
+    const size_t widest = rows * static_cast<size_t>(std::max(a.hidden, a.intermediate)) *
+                          dtype_bytes(backend_->activation_dtype());
+    tensor_->reserve(std::max({activations, widest / static_cast<size_t>(grid_.tp) + 1,
+                               static_cast<size_t>(sizes.logit_rows) * sizeof(Candidate)}));
+    // One message a group, and one for the step that is planned ahead.
+    const int messages = limits_.groups + 1;
+    for (int stage = 0; stage + 1 < grid_.pp; ++stage) {
+      pipeline_->connect(stage, stage + 1, activations, messages);
+    }
+    if (grid_.pp > 1) {
+      feedback_->connect(grid_.pp - 1, 0,
+                         static_cast<size_t>(limits_.step_tokens) * sizeof(int32_t), messages);
+    }
   }
 
   void measure() {
     progress_.enter("measuring the machine", 120);
-    RankParts mine{world_, interrupt_, *backend_, *all_, threads_, decoder_->step_weight_bytes()};
+    RankParts mine{world_,
+                   interrupt_,
+                   *backend_,
+                   *all_,
+                   choice_.threads,
+                   choice_.gpu,
+                   decoder_->step_weight_bytes()};
     parts_.measure(mine);
   }
 
@@ -286,7 +254,7 @@ class Rank {
               limits_,
               backend_->name(),
               options_.text("kv"),
-              options_.text("activations"),
+              choice_.activations,
               pages_json(),
               settings(),
               versions(),
@@ -343,12 +311,13 @@ class Rank {
   Progress& progress_;
   Grid grid_;
   Shard shard_;
-  int threads_ = 1;
   ReplicaLimits limits_;
   KvShape kv_;
   std::unique_ptr<WeightSource> source_;
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Comm> all_, replica_, tensor_, pipeline_, feedback_;
+  BackendChoice choice_;
+  Backend* backend_ = nullptr;  // choice_'s
+  std::unique_ptr<Comm> all_;   // host memory
+  std::unique_ptr<Comm> device_, replica_, tensor_, pipeline_, feedback_;
   ShardComms comms_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Decoder> decoder_;
@@ -412,7 +381,7 @@ Json versions() {
   return {{"drover", version::kDrover},   {"commit", version::kCommit},
           {"build", version::kBuildType}, {"compiler", version::kCompiler},
           {"loadgen", loadgen_version()}, {"mpi", mpi_version()},
-          {"hdf5", hdf5_version()}};
+          {"hdf5", hdf5_version()},       {"backends", backend_versions()}};
 }
 
 }  // namespace drover

@@ -38,8 +38,9 @@ struct RankParts {
   World& world;
   const Interrupt& interrupt;
   Backend& backend;
-  Comm& all;                     // every rank
-  int threads = 1;               // of this rank
+  Comm& all;        // every rank
+  int threads = 1;  // of this rank
+  bool gpu = false;
   size_t step_weight_bytes = 0;  // what each step reads of the weights on this rank
 };
 

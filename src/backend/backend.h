@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -24,9 +25,9 @@ using Stream = void*;
 class Linear {
  public:
   virtual ~Linear() = default;
-  int64_t rows = 0;  // N, output features
-  int64_t cols = 0;  // K, input features
-  size_t bytes = 0;  // device memory held
+  int64_t rows = 0;              // N, output features
+  int64_t cols = 0;              // K, input features
+  size_t bytes = 0;              // device memory held
   bool quantized_input = false;  // wants its input in e4m3 with a scale a row (LinearInput)
 };
 
@@ -106,9 +107,27 @@ class Backend {
   virtual void free(void* p) noexcept = 0;
   virtual void copy_in(void* device, const void* host, size_t bytes, Stream s) = 0;
   virtual void copy_out(void* host, const void* device, size_t bytes, Stream s) = 0;
+  virtual void copy(void* to, const void* from, size_t bytes, Stream s) = 0;  // on the device
+  // After everything queued so far. An event is used up by the wait(), or the done() that is true;
+  // then what was copied out before it is there.
   virtual DeviceEvent record(Stream s) = 0;
+  virtual bool done(DeviceEvent e) = 0;
   virtual void wait(DeviceEvent e, Deadline deadline, const Interrupt& interrupt) = 0;
 
+  // Runs operations, on stream(). A backend may record them the first time a key comes and replay
+  // the record from then on: so a key must stand for everything but the contents of device memory.
+  // `operations` must not allocate, copy from or to the host, or wait.
+  virtual void replay(uint64_t key, const std::function<void()>& operations) = 0;
+  // A replayed step of so many rows is padded to this many, so that the records are few.
+  virtual int32_t replay_rows(int32_t rows) const = 0;
+
+  struct Memory {
+    size_t total = 0, free = 0;  // bytes of the device (CPU: of the host)
+  };
+  virtual Memory memory() const = 0;
+
+  // Whether load_linear and load_embedding take recipes (WeightTensor::recipe).
+  virtual bool makes_weights() const = 0;
   // Weights. `parts` are stacked along the rows and have the same columns; their permutations are
   // the caller's business (gather_columns).
   virtual std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) = 0;
@@ -126,7 +145,7 @@ class Backend {
     void* residual = nullptr;       // [rows, features]
     const void* delta = nullptr;    // [rows, features] or null
     const float* weight = nullptr;  // [features] or null: only the addition
-    LinearInput out;                // [out_rows, features]
+    LinearInput out{};              // [out_rows, features]
     int64_t rows = 0;
     int64_t features = 0;
     float epsilon = 0;
@@ -167,7 +186,7 @@ class Backend {
   // kv_heads).
   struct Attention {
     const void* qkv = nullptr;  // as RopeAppend leaves it
-    LinearInput out;
+    LinearInput out{};
     int32_t heads = 0;
     KvShape shape;
     KvLayer cache;

@@ -6,6 +6,36 @@
 
 namespace drover {
 
+namespace {
+
+// Bytes of each buffer, act-order's left out.
+struct Sizes {
+  size_t rows, hidden, qkv, attended, gate_up, gated, selected, logits, candidates;
+
+  Sizes(const Architecture& arch, const Shard& shard, const Backend& backend, int64_t max_rows,
+        int64_t logit_rows) {
+    const size_t element = dtype_bytes(backend.activation_dtype());
+    rows = static_cast<size_t>(backend.padded_rows(max_rows));
+    const auto out_rows = static_cast<size_t>(backend.padded_rows(logit_rows));
+    const auto width = static_cast<size_t>(arch.hidden);
+    const auto head = static_cast<size_t>(arch.head_size);
+    const auto q = static_cast<size_t>(shard.heads.size()) * head;
+    const auto kv = static_cast<size_t>(shard.kv_heads.size()) * head;
+    const auto inner = static_cast<size_t>(shard.intermediate.size());
+    hidden = rows * width * element;
+    qkv = rows * (q + 2 * kv) * element;
+    attended = rows * q * element;
+    gate_up = rows * 2 * inner * element;
+    gated = rows * inner * element;
+    selected = out_rows * width * element;
+    logits = out_rows * static_cast<size_t>(shard.vocab.size()) * sizeof(float);
+    candidates =
+        static_cast<size_t>(1 + shard.tp) * static_cast<size_t>(logit_rows) * sizeof(Candidate);
+  }
+};
+
+}  // namespace
+
 Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
                  const ShardComms& comms, KvCache& cache, int64_t max_rows, int64_t logit_rows,
                  Progress& progress)
@@ -18,40 +48,37 @@ Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
       max_rows_(max_rows),
       logit_rows_(logit_rows) {
   load(source);
-
-  const size_t element = dtype_bytes(backend.activation_dtype());
-  const auto rows = static_cast<size_t>(backend.padded_rows(max_rows));
-  const auto out_rows = static_cast<size_t>(backend.padded_rows(logit_rows));
-  const auto hidden = static_cast<size_t>(arch_.hidden);
-  const auto head = static_cast<size_t>(arch_.head_size);
-  const auto q = static_cast<size_t>(shard.heads.size()) * head;
-  const auto kv = static_cast<size_t>(shard.kv_heads.size()) * head;
-  const auto inner = static_cast<size_t>(shard.intermediate.size());
-  const auto buffer = [&](size_t n, size_t features) {
-    return DeviceArray<std::byte>(backend, n * features * element, "activations");
+  const Sizes n(arch_, shard_, backend, max_rows, logit_rows);
+  const auto buffer = [&](size_t bytes) {
+    return DeviceArray<std::byte>(backend, bytes, "activations");
   };
-  residual_ = buffer(rows, hidden);
-  normed_ = buffer(rows, hidden);
-  delta_ = buffer(rows, hidden);
-  qkv_ = buffer(rows, q + 2 * kv);
-  attended_ = buffer(rows, q);
-  gate_up_ = buffer(rows, 2 * inner);
-  gated_ = buffer(rows, inner);
-  const bool act_order = std::any_of(layers_.begin(), layers_.end(), [](const auto& l) {
+  residual_ = buffer(n.hidden);
+  normed_ = buffer(n.hidden);
+  delta_ = buffer(n.hidden);
+  qkv_ = buffer(n.qkv);
+  attended_ = buffer(n.attended);
+  gate_up_ = buffer(n.gate_up);
+  gated_ = buffer(n.gated);
+  scales_ = DeviceArray<float>(backend, n.rows, "scales of activations");
+  const bool act_order = std::any_of(blocks_.begin(), blocks_.end(), [](const auto& l) {
     return l.qkv_index.size() + l.o_index.size() + l.gate_up_index.size() + l.down_index.size() > 0;
   });
   if (act_order) {
-    const auto tp = static_cast<size_t>(shard.tp);
-    gathered_ = buffer(rows, std::max(q, inner) * tp);
-    permuted_ = buffer(rows, std::max({hidden, q, inner}));
+    gathered_ = buffer(std::max(n.attended, n.gated) * static_cast<size_t>(shard.tp));
+    permuted_ = buffer(std::max({n.hidden, n.attended, n.gated}));
   }
   if (shard.last()) {
-    selected_ = buffer(out_rows, hidden);
-    logits_ =
-        DeviceArray<float>(backend, out_rows * static_cast<size_t>(shard.vocab.size()), "logits");
-    candidates_ = DeviceArray<Candidate>(
-        backend, static_cast<size_t>(1 + shard.tp) * static_cast<size_t>(logit_rows), "candidates");
+    selected_ = buffer(n.selected);
+    logits_ = DeviceArray<float>(backend, n.logits / sizeof(float), "logits");
+    candidates_ = DeviceArray<Candidate>(backend, n.candidates / sizeof(Candidate), "candidates");
   }
+}
+
+size_t Decoder::buffer_bytes(const Architecture& arch, const Shard& shard, const Backend& backend,
+                             int64_t max_rows, int64_t logit_rows) {
+  const Sizes n(arch, shard, backend, max_rows, logit_rows);
+  const size_t last = shard.last() ? n.selected + n.logits + n.candidates : 0;
+  return 3 * n.hidden + n.qkv + n.attended + n.gate_up + n.gated + n.rows * sizeof(float) + last;
 }
 
 void Decoder::load(WeightSource& source) {
@@ -68,7 +95,7 @@ void Decoder::load(WeightSource& source) {
     progress_.tick();
   }
   for (int64_t i = shard_.layers.begin; i < shard_.layers.end; ++i) {
-    layers_.push_back(load_layer(source, i));
+    blocks_.push_back(load_layer(source, i));
     progress_.tick();
   }
   if (shard_.last()) {
@@ -117,7 +144,21 @@ DeviceArray<int32_t> Decoder::load_index(const std::vector<int32_t>& permutation
   return device;
 }
 
-void Decoder::forward(const StepRows& step, const int32_t* tokens, int64_t max_tokens) {
+void Decoder::receive(int64_t rows) {
+  if (shard_.first()) return;
+  const auto bytes =
+      static_cast<size_t>(rows * arch_.hidden) * dtype_bytes(backend_.activation_dtype());
+  comms_.pipeline->recv(residual_.data(), bytes, shard_.stage - 1, backend_.stream());
+}
+
+void Decoder::send(int64_t rows) {
+  if (shard_.last()) return;
+  const auto bytes =
+      static_cast<size_t>(rows * arch_.hidden) * dtype_bytes(backend_.activation_dtype());
+  comms_.pipeline->send(residual_.data(), bytes, shard_.stage + 1, backend_.stream());
+}
+
+void Decoder::layers(const StepRows& step, const int32_t* tokens, int64_t max_tokens) {
   Stream s = backend_.stream();
   const int64_t n = step.rows;
   const auto count = static_cast<size_t>(n * arch_.hidden);
@@ -127,17 +168,21 @@ void Decoder::forward(const StepRows& step, const int32_t* tokens, int64_t max_t
     // Each slot adds its part of the vocabulary; the sum is the embedding.
     backend_.embed(*embedding_, shard_.vocab.begin, tokens, max_tokens, step, residual_.data(), s);
     comms_.tensor->all_reduce_sum(residual_.data(), count, type, s);
-  } else {
-    comms_.pipeline->recv(residual_.data(), count * dtype_bytes(type), shard_.stage - 1, s);
   }
 
   const void* delta = nullptr;  // what the last block adds to the residual stream  [n, hidden]
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const auto& w = layers_[i];
-    norm({.delta = delta, .weight = w.attn_norm.data(), .out = normed_.data(), .rows = n});
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const auto& w = blocks_[i];
+    norm({.delta = delta,
+          .weight = w.attn_norm.data(),
+          .out = written(normed_, *w.qkv, w.qkv_index),
+          .rows = n});
     attention_block(w, cache_.layer(i), step);  // normed_ -> delta_
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
-    norm({.delta = delta_.data(), .weight = w.mlp_norm.data(), .out = normed_.data(), .rows = n});
+    norm({.delta = delta_.data(),
+          .weight = w.mlp_norm.data(),
+          .out = written(normed_, *w.gate_up, w.gate_up_index),
+          .rows = n});
     mlp_block(w, n);  // normed_ -> delta_
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
     delta = delta_.data();
@@ -146,9 +191,6 @@ void Decoder::forward(const StepRows& step, const int32_t* tokens, int64_t max_t
 
   // The residual stream leaves the stage whole.
   norm({.delta = delta, .rows = n});
-  if (!shard_.last()) {
-    comms_.pipeline->send(residual_.data(), count * dtype_bytes(type), shard_.stage + 1, s);
-  }
 }
 
 // What every norm of the model has in common; without `select`, every row is normed.
@@ -164,7 +206,7 @@ void Decoder::attention_block(const DecoderLayer& w, const KvLayer& kv, const St
   Stream s = backend_.stream();
   const int64_t n = step.rows;
   const auto heads = static_cast<int32_t>(shard_.heads.size());
-  const void* in = column_input(normed_.data(), w.qkv_index, n);
+  LinearInput in = column_input(written(normed_, *w.qkv, w.qkv_index), *w.qkv, w.qkv_index, n);
   backend_.linear(*w.qkv, in, qkv_.data(), n, false, s);  // [n, q + k + v]
   backend_.rope_append({.qkv = qkv_.data(),
                         .heads = heads,
@@ -174,59 +216,64 @@ void Decoder::attention_block(const DecoderLayer& w, const KvLayer& kv, const St
                         .shape = cache_.shape(),
                         .cache = kv},
                        step, s);
-  backend_.attention({.qkv = qkv_.data(),
-                      .out = attended_.data(),
-                      .heads = heads,
-                      .shape = cache_.shape(),
-                      .cache = kv},
-                     step, s);  // [n, heads * head]
-  in = row_input(attended_.data(), w.o_index, n, int64_t{heads} * arch_.head_size);
+  in = written(attended_, *w.o, w.o_index);
+  backend_.attention(
+      {.qkv = qkv_.data(), .out = in, .heads = heads, .shape = cache_.shape(), .cache = kv}, step,
+      s);  // [n, heads * head]
+  in = row_input(in, *w.o, w.o_index, n, int64_t{heads} * arch_.head_size);
   backend_.linear(*w.o, in, delta_.data(), n, false, s);  // [n, hidden], a partial sum
 }
 
 void Decoder::mlp_block(const DecoderLayer& w, int64_t n) {
   Stream s = backend_.stream();
   const int64_t inner = shard_.intermediate.size();
-  const void* in = column_input(normed_.data(), w.gate_up_index, n);
-  backend_.linear(*w.gate_up, in, gate_up_.data(), n, false, s);    // [n, 2 * inner]
-  backend_.silu_gate(gate_up_.data(), gated_.data(), n, inner, s);  // [n, inner]
-  in = row_input(gated_.data(), w.down_index, n, inner);
+  LinearInput in =
+      column_input(written(normed_, *w.gate_up, w.gate_up_index), *w.gate_up, w.gate_up_index, n);
+  backend_.linear(*w.gate_up, in, gate_up_.data(), n, false, s);  // [n, 2 * inner]
+  in = written(gated_, *w.down, w.down_index);
+  backend_.silu_gate(gate_up_.data(), in, n, inner, s);  // [n, inner]
+  in = row_input(in, *w.down, w.down_index, n, inner);
   backend_.linear(*w.down, in, delta_.data(), n, false, s);  // [n, hidden], a partial sum
 }
 
+// An act-order linear's input is gathered, and quantized, from plain activations.
+LinearInput Decoder::written(const DeviceArray<std::byte>& buffer, const Linear& w,
+                             const DeviceArray<int32_t>& index) const {
+  const bool quantized = w.quantized_input && index.size() == 0;
+  return {buffer.data(), quantized ? scales_.data() : nullptr};
+}
+
 // Act-order, weights split by rows: every slot has the whole input and gathers all of its columns.
-const void* Decoder::column_input(const void* in, const DeviceArray<int32_t>& index, int64_t rows) {
+LinearInput Decoder::column_input(LinearInput in, const Linear& w,
+                                  const DeviceArray<int32_t>& index, int64_t rows) {
   if (index.size() == 0) return in;
   const auto cols = static_cast<int64_t>(index.size());
-  backend_.gather_columns(in, 1, cols, index.data(), permuted_.data(), rows, cols,
-                          backend_.stream());
-  return permuted_.data();
+  const LinearInput out{permuted_.data(), w.quantized_input ? scales_.data() : nullptr};
+  backend_.gather_columns(in.data, 1, cols, index.data(), out, rows, cols, backend_.stream());
+  return out;
 }
 
 // Act-order, weights split by (sorted) columns: a slot's columns multiply features of all slots.
-const void* Decoder::row_input(const void* in, const DeviceArray<int32_t>& index, int64_t rows,
-                               int64_t local_cols) {
+LinearInput Decoder::row_input(LinearInput in, const Linear& w, const DeviceArray<int32_t>& index,
+                               int64_t rows, int64_t local_cols) {
   if (index.size() == 0) return in;
   Stream s = backend_.stream();
   const size_t bytes =
       static_cast<size_t>(rows * local_cols) * dtype_bytes(backend_.activation_dtype());
-  comms_.tensor->all_gather(in, gathered_.data(), bytes, s);  // [tp, rows, local_cols]
-  backend_.gather_columns(gathered_.data(), shard_.tp, local_cols, index.data(), permuted_.data(),
-                          rows, static_cast<int64_t>(index.size()), s);
-  return permuted_.data();
+  const LinearInput out{permuted_.data(), w.quantized_input ? scales_.data() : nullptr};
+  comms_.tensor->all_gather(in.data, gathered_.data(), bytes, s);  // [tp, rows, local_cols]
+  backend_.gather_columns(gathered_.data(), shard_.tp, local_cols, index.data(), out, rows,
+                          static_cast<int64_t>(index.size()), s);
+  return out;
 }
 
-const float* Decoder::logits(const StepRows& step, const int32_t* select, int64_t rows) {
+const float* Decoder::logits(const int32_t* select, int64_t rows) {
   DROVER_CHECK(rows <= logit_rows_, ExitCode::kInternal, "{} rows of logits, room for {}", rows,
                logit_rows_);
-  Stream s = backend_.stream();
-  norm({.weight = final_norm_.data(),
-        .out = selected_.data(),
-        .rows = step.rows,
-        .select = select,
-        .out_rows = rows});
-  backend_.linear(*output_, selected_.data(), logits_.data(), rows, true,
-                  s);  // [rows, vocab shard]
+  const LinearInput in = written(selected_, *output_, {});
+  norm({.weight = final_norm_.data(), .out = in, .select = select, .out_rows = rows});
+  backend_.linear(*output_, in, logits_.data(), rows, true,
+                  backend_.stream());  // [rows, vocab shard]
   return logits_.data();
 }
 

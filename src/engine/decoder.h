@@ -28,19 +28,27 @@ struct DecoderLayer {
 
 class Decoder {
  public:
+  // Bytes of activations and logits that a decoder of these sizes allocates.
+  static size_t buffer_bytes(const Architecture& arch, const Shard& shard, const Backend& backend,
+                             int64_t max_rows, int64_t logit_rows);
+
   // Reads this shard's weights and allocates every buffer: nothing is allocated in a step.
   // max_rows: of a step; logit_rows: of one block of logits. `progress` gets a tick after each
   // layer, loaded or run, and must outlive the decoder.
   Decoder(WeightSource& source, const Shard& shard, Backend& backend, const ShardComms& comms,
           KvCache& cache, int64_t max_rows, int64_t logit_rows, Progress& progress);
 
-  // Runs this stage's layers over the rows: from tokens (first stage) or from the previous stage,
-  // to the next stage, or (last stage) ready for logits().  tokens [slots, max_tokens]
-  void forward(const StepRows& step, const int32_t* tokens, int64_t max_tokens);
+  // A step is receive, layers, send. The residual stream comes from the previous stage (the first
+  // stage embeds tokens instead) and goes to the next one; on the last stage logits() follow.
+  void receive(int64_t rows);
+  // This stage's layers over the rows; may be replayed (Backend::replay).
+  // tokens [slots, max_tokens]
+  void layers(const StepRows& step, const int32_t* tokens, int64_t max_tokens);
+  void send(int64_t rows);
 
   // Last stage only. Logits of this rank's vocabulary shard for select[0..rows), rows <=
   // logit_rows: f32 [rows, shard.vocab.size()], valid until the next call.
-  const float* logits(const StepRows& step, const int32_t* select, int64_t rows);
+  const float* logits(const int32_t* select, int64_t rows);
   const float* logits_data() const { return logits_.data(); }
   // Last stage only. ids[r] = the best token over all shards, of the logits just computed.
   void sample(int64_t rows, const uint8_t* forbid_eos, int32_t* ids);
@@ -63,9 +71,14 @@ class Decoder {
   void norm(Backend::Norm a);
   void attention_block(const DecoderLayer& w, const KvLayer& kv, const StepRows& step);
   void mlp_block(const DecoderLayer& w, int64_t rows);
-  const void* column_input(const void* in, const DeviceArray<int32_t>& index, int64_t rows);
-  const void* row_input(const void* in, const DeviceArray<int32_t>& index, int64_t rows,
-                        int64_t local_cols);
+  // The inputs of a layer's linears: written by the operation before, or, with act-order, gathered
+  // from the activations that it wrote.
+  LinearInput written(const DeviceArray<std::byte>& buffer, const Linear& w,
+                      const DeviceArray<int32_t>& index) const;
+  LinearInput column_input(LinearInput in, const Linear& w, const DeviceArray<int32_t>& index,
+                           int64_t rows);
+  LinearInput row_input(LinearInput in, const Linear& w, const DeviceArray<int32_t>& index,
+                        int64_t rows, int64_t local_cols);
 
   Architecture arch_;
   Shard shard_;
@@ -80,12 +93,13 @@ class Decoder {
   std::unique_ptr<Linear> output_;
   DeviceArray<float> final_norm_;           // [hidden]
   DeviceArray<float> inverse_frequencies_;  // [rope_dims / 2]
-  std::vector<DecoderLayer> layers_;
+  std::vector<DecoderLayer> blocks_;
   DeviceArray<int32_t> eos_ids_;
 
   // Activations [max_rows padded, ...] of the backend's activation type.
   DeviceArray<std::byte> residual_, normed_, qkv_, attended_, delta_, gate_up_, gated_;
   DeviceArray<std::byte> gathered_, permuted_;  // act-order only
+  DeviceArray<float> scales_;                   // [max_rows padded] of a quantized input
   DeviceArray<std::byte> selected_;             // [logit_rows padded, hidden]
   DeviceArray<float> logits_;                   // [logit_rows padded, vocab shard]
   DeviceArray<Candidate> candidates_;           // [1 + tp, logit_rows]: own, then everybody's

@@ -70,16 +70,17 @@ void Slots::lay_out(const StepPlan& plan, StepLayout& out) {
   out.row_slot.clear();
   out.row_position.clear();
   out.wanted.clear();
+  out.looked_at.clear();
+  out.decode_rows = 0;
   out.chunk_row.assign(1, 0);
 
   const auto sample = [&](Slot& s, int32_t slot) {
     DROVER_CHECK(s.length < s.prompt + s.max_new_tokens, ExitCode::kInternal,
                  "bad plan: slot {} samples more than its {} new tokens", slot, s.max_new_tokens);
-    out.wanted.push_back({.row = out.rows() - 1,
-                          .slot = slot,
-                          .position = s.length,
-                          .sampled = true,
-                          .first = s.length == s.prompt});
+    const WantedRow wanted{
+        .row = out.rows() - 1, .slot = slot, .position = s.length, .first = s.length == s.prompt};
+    out.wanted.push_back(wanted);
+    if (s.want_logits) out.looked_at.push_back(wanted);
     ++s.length;
   };
   for (const auto& c : plan.chunks) {
@@ -92,11 +93,8 @@ void Slots::lay_out(const StepPlan& plan, StepLayout& out) {
       add_row(s, c.slot, p, out);
       const bool newest = c.last && p == s.length - 1;
       if (s.want_logits && !newest && p < s.prompt) {
-        out.wanted.push_back({.row = out.rows() - 1,
-                              .slot = c.slot,
-                              .position = p + 1,
-                              .sampled = false,
-                              .first = false});
+        out.looked_at.push_back(
+            {.row = out.rows() - 1, .slot = c.slot, .position = p + 1, .first = false});
       }
     }
     if (c.last) sample(s, c.slot);
@@ -107,6 +105,7 @@ void Slots::lay_out(const StepPlan& plan, StepLayout& out) {
     if (!s.decoding || s.group != plan.group) continue;
     add_row(s, i, s.length - 1, out);
     sample(s, i);
+    ++out.decode_rows;
     out.chunk_row.push_back(out.rows());
   }
   // A chunk's slot decodes from the next step on.

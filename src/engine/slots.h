@@ -13,8 +13,7 @@ namespace drover {
 struct WantedRow {
   int32_t row = 0;  // in the step
   int32_t slot = 0;
-  int32_t position = 0;  // of the token that is sampled (the row's position + 1)
-  bool sampled = false;  // false: only looked at (want_logits)
+  int32_t position = 0;  // of the token that follows (the row's position + 1)
   bool first = false;    // the first new token: never an end of sequence
 };
 
@@ -22,7 +21,9 @@ struct WantedRow {
 struct StepLayout {
   std::vector<int32_t> row_slot, row_position;  // [rows]
   std::vector<int32_t> chunk_row;               // [chunks + 1]
-  std::vector<WantedRow> wanted;
+  int32_t decode_rows = 0;                      // of these chunks, one row each, at the end
+  std::vector<WantedRow> wanted;                // rows whose best token is sampled
+  std::vector<WantedRow> looked_at;             // rows of sequences that want_logits
   int32_t rows() const { return static_cast<int32_t>(row_slot.size()); }
   int32_t chunks() const { return static_cast<int32_t>(chunk_row.size()) - 1; }
 };

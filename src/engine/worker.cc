@@ -8,6 +8,14 @@
 
 namespace drover {
 
+namespace {
+
+int32_t max_pages(const WorkerLimits& l) {
+  return (l.max_positions + l.page_tokens - 1) / l.page_tokens;
+}
+
+}  // namespace
+
 Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mailbox& mailbox,
                const Grid& grid, int rank, const WorkerLimits& limits, Interrupt& interrupt,
                Progress& progress)
@@ -23,7 +31,8 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
       slots_(limits.slots, limits.max_positions, limits.page_tokens, limits.pages),
       outputs_(limits.slots, decoder.architecture().eos_ids),
       max_tokens_(limits.max_positions),
-      max_pages_((limits.max_positions + limits.page_tokens - 1) / limits.page_tokens) {
+      max_pages_(max_pages(limits)),
+      arrays_(backend, limits.step_tokens) {
   const auto slots = static_cast<size_t>(limits.slots);
   const auto rows = static_cast<size_t>(limits.step_tokens);
   const auto ints = [&](size_t n) { return DeviceArray<int32_t>(backend, n, "step rows"); };
@@ -31,98 +40,208 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
       DeviceArray<int32_t>(backend, slots * static_cast<size_t>(max_tokens_), "token buffers");
   page_table_ =
       DeviceArray<int32_t>(backend, slots * static_cast<size_t>(max_pages_), "page tables");
-  row_slot_ = ints(rows);
-  row_position_ = ints(rows);
-  chunk_row_ = ints(rows + 1);
-  select_ = ints(rows);
   ids_ = ints(rows);
-  sample_slot_ = ints(rows);
-  sample_position_ = ints(rows);
-  forbid_eos_ = DeviceArray<uint8_t>(backend, rows, "step rows");
-  host_ids_.resize(rows);
+  stored_slot_ = ints(rows);
+  stored_position_ = ints(rows);
+  limits_.replay = limits.replay && comms.tensor->capturable();
+}
+
+size_t Worker::buffer_bytes(const WorkerLimits& l) {
+  const auto slots = static_cast<size_t>(l.slots);
+  const auto ints = slots * static_cast<size_t>(l.max_positions + max_pages(l)) +
+                    3 * static_cast<size_t>(l.step_tokens);
+  return ints * sizeof(int32_t) + StepArrays::bytes(l.step_tokens);
+}
+
+void Worker::prepare() {
+  if (!limits_.replay) return;
+  const int32_t most =
+      std::min((limits_.slots + limits_.groups - 1) / limits_.groups, limits_.step_tokens);
+  StepLayout nobody;
+  nobody.chunk_row = {0};
+  int32_t recorded = 0;
+  for (int32_t rows = 1; rows <= most; ++rows) {
+    const int32_t padded = backend_.replay_rows(rows);
+    // Not a backend that pads, or recorded already; a size past the step's room is run as it is.
+    if (padded == recorded || padded > limits_.step_tokens) continue;
+    recorded = padded;
+    arrays_.upload(nobody, padded);
+    const StepRows step{.rows = padded,
+                        .chunks = padded,
+                        .decode_rows = padded,
+                        .row_slot = arrays_.row_slot(),
+                        .row_position = arrays_.row_position(),
+                        .chunk_row = arrays_.chunk_row(),
+                        .page_table = page_table_.data(),
+                        .max_pages = max_pages_};
+    backend_.replay(static_cast<uint64_t>(padded), [&] { work(step, padded); });
+    backend_.wait(backend_.record(backend_.stream()), deadline_in(limits_.step_seconds),
+                  interrupt_);
+    progress_.tick();
+  }
 }
 
 void Worker::run() {
-  // Every layer ticks: one that takes an eighth of the longest step is a hang (by default 7 s).
-  const int patience = std::max(1, static_cast<int>(limits_.step_seconds / 8));
-  uint64_t steps = 0, rows = 0, admitted = 0;
-  double seconds = 0;
   for (;;) {
-    const StepPlan plan = receive_plan();
-    if (plan.stop) break;
-    progress_.enter("step", patience);
-    const auto begin = Clock::now();
-    StepResult result;
-    result.step = plan.step;
-    step(plan, result);
-    result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    ++steps;
-    rows += static_cast<uint64_t>(result.rows);
-    admitted += plan.admitted.size();
-    seconds += result.seconds;
-    if (reports()) {
-      encode(result, bytes_);
-      mailbox_.post(0, Mailbox::Channel::kResult, bytes_);
+    if (running_.empty()) {
+      progress_.enter("waiting for a plan", 30);
+      progress_.waiting = true;
     }
-    fault_point("step", rank_, plan.step);
+    // Idle for as long as the leader likes: it is the watchdog that notices a leader that is gone.
+    bool plan_there = false, step_done = false;
+    const auto deadline = running_.empty() ? Deadline::max() : step_deadline();
+    wait_until(
+        [&] {
+          // Results first: the leader plans the next step by them.
+          step_done = !running_.empty() &&
+                      (!running_.front()->queued || backend_.done(running_.front()->event));
+          plan_there = !step_done && poll_plan();
+          return step_done || plan_there;
+        },
+        deadline, interrupt_,
+        running_.empty() ? "waiting for a plan" : "a step of the device (raise --step-seconds)");
+    progress_.waiting = false;
+    if (step_done) {
+      finish();
+      continue;
+    }
+    StepPlan plan = decode_plan(bytes_);
+    if (plan.stop) break;
+    start(plan);
   }
-  log::info("worked: {} steps, {} rows, {} sequences, {:.1f} s in steps", steps, rows, admitted,
-            seconds);
+  log::info("worked: {} steps, {} rows, {} sequences, {:.1f} s in steps", steps_done_, rows_done_,
+            admitted_, seconds_);
   // What the last stage sent must be received before communicators are freed.
   take_feedback(std::numeric_limits<int32_t>::max());
+  backend_.wait(backend_.record(backend_.stream()), deadline_in(limits_.step_seconds), interrupt_);
 }
 
-StepPlan Worker::receive_plan() {
-  progress_.enter("waiting for a plan", 30);
-  progress_.waiting = true;
-  // Idle for as long as the leader likes: it is the watchdog that notices a leader that is gone.
-  wait_until([this] { return mailbox_.poll(Mailbox::Channel::kPlan, bytes_, nullptr); },
-             Deadline::max(), interrupt_, "waiting for a plan");
-  progress_.waiting = false;
+// The first of the queued steps began when it was queued, or when the one before it ended.
+Deadline Worker::step_deadline() const {
+  return std::max(running_.front()->begin, last_end_) +
+         std::chrono::duration_cast<Clock::duration>(
+             std::chrono::duration<double>(limits_.step_seconds));
+}
+
+bool Worker::poll_plan() {
+  if (!mailbox_.poll(Mailbox::Channel::kPlan, bytes_, nullptr)) return false;
   const int first = grid_.first_rank(grid_.replica_of(rank_));
   if (rank_ == first) {  // the replica's first rank hands the plan on to its shards
     for (int r = first + 1; r < first + grid_.replica_ranks(); ++r) {
       mailbox_.post(r, Mailbox::Channel::kPlan, bytes_);
     }
   }
-  return decode_plan(bytes_);
+  return true;
 }
 
-void Worker::step(const StepPlan& plan, StepResult& result) {
+void Worker::start(StepPlan& plan) {
+  // Every layer ticks: one that takes an eighth of the longest step is a hang (by default 7 s).
+  progress_.enter("step", std::max(1, static_cast<int>(limits_.step_seconds / 8)));
+  auto running = std::make_unique<Running>();
+  running->begin = Clock::now();
+  running->result.step = plan.step;
   // First: a slot keeps its group for good, and the last id of its old owner must not land in the
   // prompt of the next one.
   if (decoder_.shard().first()) take_feedback(plan.group);
   slots_.apply(plan);
-  if (reports()) outputs_.apply(plan);
   upload(plan);
   slots_.lay_out(plan, layout_);
+  if (layout_.rows() > 0) queue(plan, *running);
+  running->admitted = std::move(plan.admitted);
+  running_.push_back(std::move(running));
+  // While the device works for a peer, it is not this rank that hangs.
+  progress_.waiting = grid_.replica_ranks() > 1;
+}
+
+// The first of the queued steps has run.
+void Worker::finish() {
+  const std::unique_ptr<Running> r = std::move(running_.front());
+  running_.pop_front();
+  const auto now = Clock::now();
+  StepResult& result = r->result;
+  result.seconds = std::chrono::duration<double>(now - std::max(r->begin, last_end_)).count();
+  last_end_ = now;
+  ++steps_done_;
+  rows_done_ += static_cast<uint64_t>(result.rows);
+  admitted_ += r->admitted.size();
+  seconds_ += result.seconds;
+  progress_.tick();
+  if (reports()) {
+    outputs_.admit(r->admitted);
+    for (size_t i = 0; i < r->wanted.size(); ++i) {
+      outputs_.add(r->wanted[i].slot, r->wanted[i].position, r->ids[i], result);
+    }
+    encode(result, bytes_);
+    mailbox_.post(0, Mailbox::Channel::kResult, bytes_);
+  }
+  fault_point("step", rank_, result.step);
+}
+
+void Worker::queue(const StepPlan& plan, Running& running) {
   const int32_t rows = layout_.rows();
-  result.rows = rows;
-  if (rows == 0) return;
+  running.result.rows = rows;
   DROVER_CHECK(rows <= limits_.step_tokens, ExitCode::kInternal,
                "bad plan: {} rows in a step of at most {}", rows, limits_.step_tokens);
-  row_slot_.upload(layout_.row_slot);
-  row_position_.upload(layout_.row_position);
-  chunk_row_.upload(layout_.chunk_row);
-  const StepRows step_rows{.rows = rows,
-                           .chunks = layout_.chunks(),
-                           .row_slot = row_slot_.data(),
-                           .row_position = row_position_.data(),
-                           .chunk_row = chunk_row_.data(),
-                           .page_table = page_table_.data(),
-                           .max_pages = max_pages_};
-  decoder_.forward(step_rows, tokens_.data(), max_tokens_);
-
+  const bool decodes = layout_.decode_rows == rows && layout_.looked_at.empty();
+  int32_t padded = decodes && limits_.replay ? backend_.replay_rows(rows) : rows;
+  if (padded > limits_.step_tokens) padded = rows;
+  arrays_.upload(layout_, padded);
+  const StepRows step{.rows = padded,
+                      .chunks = layout_.chunks() + padded - rows,
+                      .decode_rows = layout_.decode_rows + padded - rows,
+                      .row_slot = arrays_.row_slot(),
+                      .row_position = arrays_.row_position(),
+                      .chunk_row = arrays_.chunk_row(),
+                      .page_table = page_table_.data(),
+                      .max_pages = max_pages_};
   const auto& shard = decoder_.shard();
-  if (shard.last()) sample(step_rows, result);
-  if (!shard.last() && shard.first()) {
+  const auto wanted = static_cast<int32_t>(layout_.wanted.size());
+  decoder_.receive(rows);
+  if (decodes && limits_.replay && padded == backend_.replay_rows(rows)) {
+    backend_.replay(static_cast<uint64_t>(padded), [&] { work(step, padded); });
+  } else {
+    work(step, wanted);
+  }
+  decoder_.send(rows);
+
+  if (shard.last()) {
+    if (!layout_.looked_at.empty()) report_logits(running.result);
+    if (!shard.first() && wanted > 0) {
+      comms_.feedback->send(ids_.data(), layout_.wanted.size() * sizeof(int32_t), 0,
+                            backend_.stream());
+    }
+    if (reports() && wanted > 0) {
+      running.wanted = layout_.wanted;
+      running.ids.resize(layout_.wanted.size());
+      backend_.copy_out(running.ids.data(), ids_.data(), running.ids.size() * sizeof(int32_t),
+                        backend_.stream());
+    }
+  } else if (shard.first() && wanted > 0) {
     Pending p{.group = plan.group, .slot = {}, .position = {}};
     for (const auto& w : layout_.wanted) {
-      if (!w.sampled) continue;
       p.slot.push_back(w.slot);
       p.position.push_back(w.position);
     }
-    if (!p.slot.empty()) pending_.push_back(std::move(p));
+    pending_.push_back(std::move(p));
+  }
+  running.event = backend_.record(backend_.stream());
+  running.queued = true;
+}
+
+// What is replayed: nothing here may depend on the host but through `rows` and `wanted`.
+void Worker::work(const StepRows& rows, int32_t wanted) {
+  decoder_.layers(rows, tokens_.data(), max_tokens_);
+  if (!decoder_.shard().last()) return;
+  for (int32_t begin = 0; begin < wanted;) {
+    const auto count =
+        static_cast<int32_t>(std::min<int64_t>(wanted - begin, decoder_.logit_rows()));
+    decoder_.logits(arrays_.select() + begin, count);
+    decoder_.sample(count, arrays_.forbid_eos() + begin, ids_.data() + begin);
+    begin += count;
+  }
+  if (decoder_.shard().first() && wanted > 0) {
+    backend_.store_tokens(ids_.data(), arrays_.sample_slot(), arrays_.sample_position(), wanted,
+                          tokens_.data(), max_tokens_, backend_.stream());
   }
 }
 
@@ -151,17 +270,13 @@ void Worker::take_feedback(int32_t group) {
     const Pending& p = pending_.front();
     comms_.feedback->recv(ids_.data(), p.slot.size() * sizeof(int32_t), decoder_.shard().pp - 1,
                           backend_.stream());
-    store(p.slot, p.position);
+    stored_slot_.upload(p.slot);
+    stored_position_.upload(p.position);
+    backend_.store_tokens(ids_.data(), stored_slot_.data(), stored_position_.data(),
+                          static_cast<int64_t>(p.slot.size()), tokens_.data(), max_tokens_,
+                          backend_.stream());
     pending_.pop_front();
   }
-}
-
-void Worker::store(std::span<const int32_t> slot, std::span<const int32_t> position) {
-  sample_slot_.upload(slot);
-  sample_position_.upload(position);
-  backend_.store_tokens(ids_.data(), sample_slot_.data(), sample_position_.data(),
-                        static_cast<int64_t>(slot.size()), tokens_.data(), max_tokens_,
-                        backend_.stream());
 }
 
 // A copy is there once what was queued before it has run.
@@ -170,57 +285,27 @@ void Worker::read_back(void* host, const void* device, size_t bytes) {
   backend_.wait(backend_.record(backend_.stream()), deadline_in(limits_.step_seconds), interrupt_);
 }
 
-// Last stage: the best tokens of the wanted rows, in blocks of logit_rows.
-void Worker::sample(const StepRows& rows, StepResult& result) {
-  const auto& wanted = layout_.wanted;
-  std::vector<int32_t> ids, slot, position;
-  for (size_t begin = 0; begin < wanted.size();) {
-    const size_t count =
-        std::min(wanted.size() - begin, static_cast<size_t>(decoder_.logit_rows()));
-    std::vector<int32_t> select(count);
-    std::vector<uint8_t> forbid(count);
-    for (size_t i = 0; i < count; ++i) {
-      select[i] = wanted[begin + i].row;
-      forbid[i] = wanted[begin + i].first ? 1 : 0;
-    }
-    select_.upload(select);
-    forbid_eos_.upload(forbid);
-    decoder_.logits(rows, select_.data(), static_cast<int64_t>(count));
-    report_logits(static_cast<int32_t>(begin), static_cast<int32_t>(count), result);
-    decoder_.sample(static_cast<int64_t>(count), forbid_eos_.data(), ids_.data());
-    read_back(host_ids_.data(), ids_.data(), count * sizeof(int32_t));
-    for (size_t i = 0; i < count; ++i) {
-      const auto& w = wanted[begin + i];
-      if (!w.sampled) continue;
-      DROVER_CHECK(host_ids_[i] >= 0, ExitCode::kBadInput,
-                   "sequence {}, position {}: no logit is a number: the model's weights hold NaN "
-                   "or infinities, or overflow; import the model again",
-                   slots_.slot(w.slot).id, w.position);
-      ids.push_back(host_ids_[i]);
-      slot.push_back(w.slot);
-      position.push_back(w.position);
-      if (reports()) {
-        outputs_.add(slots_.slot(w.slot), w.slot, w.position, host_ids_[i], result);
-      }
-    }
-    begin += count;
-  }
-  if (ids.empty()) return;
-  ids_.upload(ids);
-  if (decoder_.shard().first()) {
-    store(slot, position);
-  } else {
-    comms_.feedback->send(ids_.data(), ids.size() * sizeof(int32_t), 0, backend_.stream());
+// For tests and `drover logits`, which wait for the device: rows of sequences that asked for their
+// logits, in blocks.
+void Worker::report_logits(StepResult& result) {
+  const std::span<const WantedRow> all = layout_.looked_at;
+  DeviceArray<int32_t> select(backend_, static_cast<size_t>(decoder_.logit_rows()), "logits");
+  for (size_t begin = 0; begin < all.size();) {
+    const auto block = all.subspan(
+        begin, std::min(all.size() - begin, static_cast<size_t>(decoder_.logit_rows())));
+    std::vector<int32_t> rows;
+    for (const auto& w : block) rows.push_back(w.row);
+    select.upload(rows);
+    decoder_.logits(select.data(), static_cast<int64_t>(rows.size()));
+    report_block(block, result);
+    begin += block.size();
   }
 }
 
-// For tests and `drover logits`: rows of sequences that asked for them, all shards put together.
-void Worker::report_logits(int32_t first_wanted, int32_t count, StepResult& result) {
+// The logits just computed, all shards put together.
+void Worker::report_block(std::span<const WantedRow> wanted, StepResult& result) {
   const auto& shard = decoder_.shard();
-  const auto* w = layout_.wanted.data() + first_wanted;
-  if (std::none_of(w, w + count, [&](const auto& x) { return slots_.slot(x.slot).want_logits; })) {
-    return;
-  }
+  const auto count = static_cast<int32_t>(wanted.size());
   const auto vocab = static_cast<size_t>(decoder_.architecture().vocab);
   const size_t part = (vocab + static_cast<size_t>(shard.tp) - 1) / static_cast<size_t>(shard.tp);
   const auto own = static_cast<size_t>(shard.vocab.size());
@@ -239,10 +324,8 @@ void Worker::report_logits(int32_t first_wanted, int32_t count, StepResult& resu
   read_back(all.data(), out.data(), all.size() * sizeof(float));
   if (!reports()) return;
   for (size_t r = 0; r < static_cast<size_t>(count); ++r) {
-    const Slot& s = slots_.slot(w[r].slot);
-    if (!s.want_logits) continue;
-    LogitsBlock block{.id = s.id,
-                      .start = w[r].position - 1,
+    LogitsBlock block{.id = slots_.slot(wanted[r].slot).id,
+                      .start = wanted[r].position - 1,
                       .vocab = static_cast<int32_t>(vocab),
                       .logits = std::vector<float>(vocab)};
     for (size_t v = 0; v < vocab; ++v) {

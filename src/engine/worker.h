@@ -1,4 +1,6 @@
-// The loop of one rank: a plan comes, its rows run, a result goes.
+// The loop of one rank: a plan comes, its rows are queued on the device, a result goes once they
+// have run. The next plan's rows are queued behind, so that the device never waits for the host:
+// sampled ids go from the device's argmax to the device's token buffers.
 #pragma once
 
 #include <deque>
@@ -10,16 +12,19 @@
 #include "engine/decoder.h"
 #include "engine/outputs.h"
 #include "engine/slots.h"
+#include "engine/step_arrays.h"
 
 namespace drover {
 
 struct WorkerLimits {
   int32_t slots = 64;
+  int32_t groups = 1;
   int32_t max_positions = 0;
   int32_t step_tokens = 512;  // rows of a step at most
   int32_t page_tokens = 16;
   int32_t pages = 0;
   double step_seconds = 60;  // longest step; an eighth of it without progress is a hang
+  bool replay = true;        // record decode steps and replay them (Backend::replay)
 };
 
 class Worker {
@@ -29,24 +34,43 @@ class Worker {
          const Grid& grid, int rank, const WorkerLimits& limits, Interrupt& interrupt,
          Progress& progress);
 
+  // Records the steps that will be replayed and runs each once, on rows that are all padding.
+  // Every rank of the replica at once.
+  void prepare();
   // Until a plan says stop. Throws what went wrong; the caller raises the interrupt.
   void run();
 
+  // Device memory of the token buffers, page tables and step arrays.
+  static size_t buffer_bytes(const WorkerLimits& limits);
+
  private:
+  // A step whose rows are queued on the device and may not have run yet.
+  struct Running {
+    StepResult result;
+    std::vector<Admission> admitted;
+    std::vector<WantedRow> wanted;
+    std::vector<int32_t> ids;  // of the wanted rows, once the event is done
+    DeviceEvent event;
+    bool queued = false;  // on the device: there is an event
+    Clock::time_point begin;
+  };
   // Sampled ids on their way from the last stage to the first.
   struct Pending {
     int32_t group = 0;
     std::vector<int32_t> slot, position;
   };
 
-  StepPlan receive_plan();
-  void step(const StepPlan& plan, StepResult& result);
+  bool poll_plan();
+  void start(StepPlan& plan);
+  void finish();
+  Deadline step_deadline() const;
+  void queue(const StepPlan& plan, Running& running);
   void upload(const StepPlan& plan);
   void take_feedback(int32_t group);
-  void store(std::span<const int32_t> slot, std::span<const int32_t> position);
+  void work(const StepRows& rows, int32_t wanted);
   void read_back(void* host, const void* device, size_t bytes);
-  void sample(const StepRows& rows, StepResult& result);
-  void report_logits(int32_t first_wanted, int32_t rows, StepResult& result);
+  void report_logits(StepResult& result);
+  void report_block(std::span<const WantedRow> wanted, StepResult& result);
   bool reports() const { return decoder_.shard().last() && decoder_.shard().tp_slot == 0; }
 
   Decoder& decoder_;
@@ -62,19 +86,20 @@ class Worker {
   Slots slots_;
   Outputs outputs_;
   StepLayout layout_;
+  std::deque<std::unique_ptr<Running>> running_;
   std::deque<Pending> pending_;
   int64_t max_tokens_;  // of a slot's token buffer
   int32_t max_pages_;   // of a slot's page table
+  Clock::time_point last_end_{};
 
   DeviceArray<int32_t> tokens_;      // [slots, max_tokens]
   DeviceArray<int32_t> page_table_;  // [slots, max_pages]
-  DeviceArray<int32_t> row_slot_, row_position_, chunk_row_;
-  DeviceArray<int32_t> select_;  // [step_tokens] rows whose logits are wanted
-  DeviceArray<int32_t> ids_;     // [step_tokens] their best tokens
-  DeviceArray<int32_t> sample_slot_, sample_position_;
-  DeviceArray<uint8_t> forbid_eos_;
-  std::vector<int32_t> host_ids_;
+  StepArrays arrays_;
+  DeviceArray<int32_t> ids_;  // [step_tokens] best tokens of the wanted rows
+  DeviceArray<int32_t> stored_slot_, stored_position_;  // [step_tokens] of fed back ids
   std::vector<std::byte> bytes_;
+  uint64_t rows_done_ = 0, steps_done_ = 0, admitted_ = 0;
+  double seconds_ = 0;
 };
 
 }  // namespace drover

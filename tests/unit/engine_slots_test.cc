@@ -137,43 +137,53 @@ TEST(Slots, ARowWithoutAPageIsRefused) {
   EXPECT_THROW(slots.lay_out(p, layout), Error);
 }
 
-Slot sequence(int32_t prompt, int32_t most) {
-  Slot s;
-  s.live = true;
-  s.id = 9;
-  s.prompt = prompt;
-  s.max_new_tokens = most;
-  return s;
-}
-
 TEST(Outputs, EndOfSequenceEndsAndSurplusIsDropped) {
   Outputs outputs(2, {2, 3});
   StepPlan p = admit(0, 4);
-  outputs.apply(p);
+  outputs.admit(p.admitted);
   StepResult r;
-  const Slot s = sequence(4, 10);
-  outputs.add(s, 0, 4, 50, r);
+  outputs.add(0, 4, 50, r);
   ASSERT_EQ(r.first.size(), 1u);
-  outputs.add(s, 0, 5, 3, r);
+  outputs.add(0, 5, 3, r);
   ASSERT_EQ(r.finished.size(), 1u);
   EXPECT_TRUE(r.finished[0].by_eos);
   EXPECT_EQ(r.finished[0].tokens, (std::vector<int32_t>{50, 3}));
-  outputs.add(s, 0, 6, 60, r);
+  outputs.add(0, 6, 60, r);
   EXPECT_EQ(r.finished.size(), 1u);
   EXPECT_EQ(r.first.size(), 1u);
 }
 
 TEST(Outputs, LengthEndsAndForcedLengthHidesEnds) {
   Outputs outputs(1, {2});
-  outputs.apply(admit(0, 4));
+  StepPlan p = admit(0, 4);
+  p.admitted[0].forced_length = 3;
+  outputs.admit(p.admitted);
   StepResult r;
-  Slot s = sequence(4, 10);
-  s.forced_length = 3;
-  s.ignore_eos = true;
-  for (int i = 0; i < 3; ++i) outputs.add(s, 0, 4 + i, 2, r);
+  for (int i = 0; i < 3; ++i) outputs.add(0, 4 + i, 2, r);
   ASSERT_EQ(r.finished.size(), 1u);
   EXPECT_FALSE(r.finished[0].by_eos);
   EXPECT_EQ(r.finished[0].tokens.size(), 3u);
+}
+
+TEST(Outputs, ASlotsNextOwnerStartsAnew) {
+  Outputs outputs(1, {2});
+  StepPlan first = admit(0, 4), second = admit(0, 2);
+  second.admitted[0].id = 7;
+  outputs.admit(first.admitted);
+  StepResult r;
+  outputs.add(0, 4, 50, r);
+  outputs.admit(second.admitted);
+  outputs.add(0, 2, 51, r);
+  ASSERT_EQ(r.first.size(), 2u);
+  EXPECT_EQ(r.first[1].id, 7u);
+}
+
+TEST(Outputs, ATokenThatIsNoTokenIsAnError) {
+  Outputs outputs(1, {2});
+  StepPlan p = admit(0, 4);
+  outputs.admit(p.admitted);
+  StepResult r;
+  EXPECT_THROW(outputs.add(0, 4, -1, r), Error);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "backend/cpu/kv_pages.h"
 #include "base/error.h"
 #include "base/formats.h"
+#include "base/host.h"
 #include "base/log.h"
 
 namespace drover {
@@ -66,10 +67,18 @@ class CpuBackend : public Backend {
   void copy_out(void* host, const void* device, size_t bytes, Stream) override {
     if (bytes > 0) std::memcpy(host, device, bytes);
   }
+  void copy(void* to, const void* from, size_t bytes, Stream) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
   // Operations are done when they return.
   DeviceEvent record(Stream) override { return {}; }
+  bool done(DeviceEvent) override { return true; }
   void wait(DeviceEvent, Deadline, const Interrupt& interrupt) override { interrupt.check(); }
+  void replay(uint64_t, const std::function<void()>& operations) override { operations(); }
+  int32_t replay_rows(int32_t rows) const override { return rows; }
+  Memory memory() const override { return {memory_total_bytes(), memory_total_bytes()}; }
 
+  bool makes_weights() const override { return false; }
   std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) override {
     return linears_.load(parts);
   }

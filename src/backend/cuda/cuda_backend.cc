@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backend/cuda/cuda_check.h"
+#include "backend/cuda/graphs.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/linear.h"
 #include "backend/cuda/staging.h"
@@ -110,11 +111,32 @@ class CudaBackend : public Backend {
   void copy_out(void* host, const void* device, size_t bytes, Stream s) override {
     staging_.copy_out(host, device, bytes, as_stream(s));
   }
+  void copy(void* to, const void* from, size_t bytes, Stream s) override {
+    DROVER_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, as_stream(s)));
+  }
   DeviceEvent record(Stream s) override { return {staging_.record(as_stream(s))}; }
+  bool done(DeviceEvent e) override { return staging_.done(e.handle); }
   void wait(DeviceEvent e, Deadline deadline, const Interrupt& interrupt) override {
     staging_.wait(e.handle, deadline, interrupt);
   }
+  void replay(uint64_t key, const std::function<void()>& operations) override {
+    graphs_.replay(key, device_.stream, operations);
+  }
+  // Steps of 8, 16, ... an eighth of the size: at most that much is computed for nothing.
+  int32_t replay_rows(int32_t rows) const override {
+    if (rows <= 2) return rows;
+    if (rows <= 4) return 4;
+    int32_t step = 8;
+    while (rows > 16 * step) step *= 2;
+    return (rows + step - 1) / step * step;
+  }
+  Memory memory() const override {
+    Memory m;
+    DROVER_CUDA(cudaMemGetInfo(&m.free, &m.total));
+    return m;
+  }
 
+  bool makes_weights() const override { return true; }
   std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) override {
     return linears_.load(parts);
   }
@@ -204,6 +226,7 @@ class CudaBackend : public Backend {
   cuda::Workspace work_;
   cuda::LinearEngine linears_;
   cuda::Staging staging_;
+  cuda::Graphs graphs_;
 };
 
 std::unique_ptr<Embedding> CudaBackend::load_embedding(const WeightTensor& t) {
@@ -269,6 +292,43 @@ int cuda_device_count() noexcept {
   if (cudaGetDeviceCount(&n) == cudaSuccess) return n;
   cudaGetLastError();
   return 0;
+}
+
+std::string cuda_problem() {
+  int count = 0;
+  const cudaError_t e = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  if (e == cudaErrorInsufficientDriver) {
+    int runtime = 0, driver = 0;
+    cudaRuntimeGetVersion(&runtime);
+    cudaDriverGetVersion(&driver);
+    if (driver == 0) return "no NVIDIA driver is loaded here";
+    return fmt::format("the NVIDIA driver serves CUDA {}.{}, drover was built with {}.{}: update "
+                       "the driver, or build with an older toolkit",
+                       driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+  }
+  if (e == cudaErrorNoDevice || (e == cudaSuccess && count == 0))
+    return "no GPU is visible (see nvidia-smi, and CUDA_VISIBLE_DEVICES)";
+  if (e != cudaSuccess) return fmt::format("CUDA cannot start: {}", cudaGetErrorString(e));
+  if (const int capability = cuda_capability(0); capability < 80)
+    return fmt::format("GPU 0 has compute capability {}.{}, 8.0 or later is needed",
+                       capability / 10, capability % 10);
+  return {};
+}
+
+std::string cuda_device_uuid(int device) {
+  cudaDeviceProp p{};
+  DROVER_CUDA(cudaGetDeviceProperties(&p, device));
+  std::string id = "GPU-";
+  for (const char byte : p.uuid.bytes) id += fmt::format("{:02x}", static_cast<uint8_t>(byte));
+  return id;
+}
+
+int cuda_capability(int device) {
+  int major = 0, minor = 0;
+  DROVER_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  DROVER_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor;
 }
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {

@@ -25,5 +25,10 @@ struct CudaOptions {
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
 int cuda_device_count() noexcept;  // 0 without a driver
+// Why no GPU can be used here: no driver, one older than the toolkit, no GPU, or none recent
+// enough. Empty when the first one can.
+std::string cuda_problem();
+std::string cuda_device_uuid(int device);  // "GPU-..."
+int cuda_capability(int device);           // 90 for 9.0
 
 }  // namespace drover

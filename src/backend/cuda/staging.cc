@@ -52,19 +52,33 @@ void Staging::copy_in(void* device, const void* host, size_t bytes, cudaStream_t
   }
 }
 
+// Room behind what is on its way, null when there is none.
+std::byte* Staging::take_out(size_t bytes) {
+  if (outs_.empty()) out_next_ = 0;
+  const auto oldest =
+      outs_.empty() ? half_bytes_ : static_cast<size_t>(outs_.front().staged - out_);
+  const bool wrapped = !outs_.empty() && out_next_ <= oldest;
+  if (!wrapped && out_next_ + bytes > half_bytes_ && bytes < oldest) out_next_ = 0;
+  const size_t end = !outs_.empty() && out_next_ <= oldest ? oldest : half_bytes_;
+  if (out_next_ + bytes > end) return nullptr;
+  std::byte* p = out_ + out_next_;
+  out_next_ += bytes;
+  return p;
+}
+
 void Staging::copy_out(void* host, const void* device, size_t bytes, cudaStream_t s) {
   for (size_t at = 0; at < bytes;) {
-    if (out_used_ == half_bytes_) {
+    const size_t n = std::min(bytes - at, half_bytes_ / 2);
+    std::byte* staged = take_out(n);
+    if (staged == nullptr) {
       DROVER_CUDA(cudaStreamSynchronize(s));
       deliver(ordered_);
+      staged = take_out(n);
     }
-    const size_t n = std::min(bytes - at, half_bytes_ - out_used_);
-    std::byte* staged = out_ + out_used_;
     DROVER_CUDA(cudaMemcpyAsync(staged, static_cast<const std::byte*>(device) + at, n,
                                 cudaMemcpyDeviceToHost, s));
     outs_.push_back({static_cast<std::byte*>(host) + at, staged, n});
     ++ordered_;
-    out_used_ += n;
     at += n;
   }
 }
@@ -75,7 +89,6 @@ void Staging::deliver(size_t until) {
     std::memcpy(o.host, o.staged, o.bytes);
     outs_.pop_front();
   }
-  if (outs_.empty()) out_used_ = 0;
 }
 
 void* Staging::record(cudaStream_t s) {
@@ -92,17 +105,18 @@ void* Staging::record(cudaStream_t s) {
   return m;
 }
 
-void Staging::wait(void* event, Deadline deadline, const Interrupt& interrupt) {
+bool Staging::done(void* event) {
   auto* m = static_cast<Mark*>(event);
-  const auto done = [m] {
-    const cudaError_t e = cudaEventQuery(m->event);
-    if (e == cudaErrorNotReady) return false;
-    DROVER_CUDA(e);
-    return true;
-  };
-  wait_until(done, deadline, interrupt, "waiting for the GPU");
+  const cudaError_t e = cudaEventQuery(m->event);
+  if (e == cudaErrorNotReady) return false;
+  DROVER_CUDA(e);
   deliver(m->outs);
   free_.push_back(m);
+  return true;
+}
+
+void Staging::wait(void* event, Deadline deadline, const Interrupt& interrupt) {
+  wait_until([&] { return done(event); }, deadline, interrupt, "waiting for the GPU");
 }
 
 }  // namespace drover::cuda

@@ -22,8 +22,10 @@ class Staging {
   void copy_in(void* device, const void* host, size_t bytes, cudaStream_t s);
   void copy_out(void* host, const void* device, size_t bytes, cudaStream_t s);
 
-  // An event after everything so far; wait delivers what was copied out before it.
+  // An event after everything so far; wait, or the done that is true, delivers what was copied out
+  // before it.
   void* record(cudaStream_t s);
+  bool done(void* event);
   void wait(void* event, Deadline deadline, const Interrupt& interrupt);
 
  private:
@@ -42,13 +44,14 @@ class Staging {
     size_t bytes;
   };
   std::byte* take_in(size_t bytes, cudaStream_t s);
+  std::byte* take_out(size_t bytes);
   void deliver(size_t until);
 
   size_t half_bytes_;
   Half in_[2];
   int current_ = 0;
-  std::byte* out_ = nullptr;  // [half_bytes]; starts anew when all is delivered
-  size_t out_used_ = 0;
+  std::byte* out_ = nullptr;  // [half_bytes], a ring: steps overlap, so it is seldom empty
+  size_t out_next_ = 0;
   std::deque<Out> outs_;
   size_t delivered_ = 0, ordered_ = 0;
   std::vector<Mark*> marks_, free_;

@@ -1,0 +1,32 @@
+// Which device a rank computes on, and what its communicators go over. The one place that knows
+// that there is more than one backend.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "base/options.h"
+#include "comm/world.h"
+
+namespace drover {
+
+struct BackendChoice {
+  std::unique_ptr<Backend> backend;
+  std::string activations;  // inputs of linears: "bf16", "fp8", "f32"
+  int threads = 1;          // of a CPU rank
+  bool gpu = false;
+  // The communicator over all ranks for device memory.
+  std::function<std::unique_ptr<Comm>(Interrupt&, Progress*, double seconds)> make_comm;
+};
+
+// --backend, --activations, --threads and --share-gpu. Collective: every rank of a host tells which
+// GPU it takes. Throws kUsage, or kEnvironment where there is no such GPU or two ranks would share
+// one unasked.
+BackendChoice choose_backend(const Options& options, World& world, Interrupt& interrupt);
+
+// Libraries of the backends in this build, for `drover --version`.
+std::string backend_versions();
+
+}  // namespace drover

@@ -5,9 +5,11 @@
 #include <iostream>
 #include <memory>
 
+#include "base/formats.h"
 #include "base/host.h"
 #include "base/log.h"
 #include "bench.h"
+#include "comm/device.h"
 #include "command_line.h"
 #include "job.h"
 #include "serve/results.h"
@@ -18,12 +20,25 @@ namespace {
 
 struct CommFigure {
   std::string operation;
+  Dtype type = Dtype::kF32;
   size_t bytes = 0;  // of one rank's buffer
+  int recorded = 0;  // calls of the CUDA graph that they were made in; 0: each by itself
   size_t runs = 0;
   double us = 0, us_p90 = 0;
   // Bytes over time, and what that asks of a link whatever the number of ranks, both as
   // nccl-tests' PERFORMANCE.md defines them (there a gather's size is that of its whole result).
   double algorithm_bandwidth = 0, bus_bandwidth = 0;
+};
+
+// What is measured, and where.
+struct CommPlace {
+  std::string transport;  // "mpi", "nccl", "staged"
+  std::vector<Dtype> types;
+  int calls = 1;     // between two looks at the clock
+  int recorded = 0;  // in a CUDA graph; 0: none
+  std::unique_ptr<CommDevice> device;
+  std::unique_ptr<Comm> host, host_part;  // for the bench's own words
+  std::unique_ptr<Comm> all, part;        // measured: part
 };
 
 std::vector<size_t> sizes_of(const Options& o) {
@@ -46,95 +61,172 @@ std::vector<size_t> sizes_of(const Options& o) {
 
 class CommBench {
  public:
-  CommBench(Comm& comm, double seconds) : comm_(comm), seconds_(seconds) {}
+  CommBench(CommPlace& place, double seconds)
+      : comm_(*place.part), place_(place), device_(*place.device), seconds_(seconds) {}
 
   std::vector<CommFigure> all(const std::vector<size_t>& sizes) {
-    std::vector<CommFigure> figures;
-    const auto n = static_cast<double>(comm_.size());
+    const size_t most = *std::max_element(sizes.begin(), sizes.end());
+    comm_.reserve(most);
+    comm_.connect(0, 1, most, 2);
+    comm_.connect(1, 0, most, 2);
+    const Buffer in(device_, most), out(device_, most * static_cast<size_t>(comm_.size()));
+    in_ = in.data, out_ = out.data;
     for (const size_t bytes : sizes) {
-      in_.assign(bytes / sizeof(float), 0.0f);
-      out_.assign(in_.size() * static_cast<size_t>(comm_.size()), 0.0f);
-      verify();
-      figures.push_back(measure("all_reduce", bytes, 1, 2 * (n - 1) / n, [this] {
-        comm_.all_reduce_sum(in_.data(), in_.size(), Dtype::kF32, nullptr);
-      }));
-      figures.push_back(measure("all_gather", bytes, n, (n - 1) / n, [&] {
-        comm_.all_gather(in_.data(), out_.data(), bytes, nullptr);
-      }));
-      figures.push_back(measure("send_recv", bytes, 1, 1, [&] { there_and_back(bytes); }));
-      figures.back().us /= 2;
-      figures.back().us_p90 /= 2;
-      figures.back().algorithm_bandwidth *= 2;
-      figures.back().bus_bandwidth *= 2;
+      for (const Dtype type : place_.types) sum(type, bytes);
+      gather(bytes);
+      there_and_back(bytes);
     }
-    return figures;
+    return std::move(figures_);
   }
 
  private:
-  // A fast wrong sum is no figure.
-  void verify() {
-    std::fill(in_.begin(), in_.end(), static_cast<float>(comm_.rank() + 1));
-    comm_.all_reduce_sum(in_.data(), in_.size(), Dtype::kF32, nullptr);
-    const auto expected = static_cast<float>(comm_.size() * (comm_.size() + 1) / 2);
-    for (const float x : in_) {
-      DROVER_CHECK(x == expected, ExitCode::kInternal, "all_reduce gave {}, expected {}", x,
-                   expected);
-    }
-    std::fill(in_.begin(), in_.end(), 0.0f);
+  struct Buffer {
+    Buffer(CommDevice& d, size_t bytes) : device(d), data(d.alloc(bytes)) {}
+    ~Buffer() { device.free(data); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    CommDevice& device;
+    void* data;
+  };
+  static constexpr size_t kRecordedBytes = 1 << 20;  // a graph saves launches: of small ones
+
+  void sum(Dtype type, size_t bytes) {
+    const size_t count = bytes / dtype_bytes(type);
+    const auto n = static_cast<double>(comm_.size());
+    const auto run = [&] { comm_.all_reduce_sum(in_, count, type, device_.stream()); };
+    type == Dtype::kF32 ? verify<float>(bytes, run, [](float x) { return x; })
+                        : verify<uint16_t>(bytes, run, bf16_from_float);
+    measure({.operation = "all_reduce", .type = type, .bytes = bytes}, 1, 2 * (n - 1) / n, run);
+  }
+
+  void gather(size_t bytes) {
+    const auto n = static_cast<double>(comm_.size());
+    measure({.operation = "all_gather", .type = Dtype::kU8, .bytes = bytes}, n, (n - 1) / n,
+            [&] { comm_.all_gather(in_, out_, bytes, device_.stream()); });
   }
 
   void there_and_back(size_t bytes) {
-    if (comm_.rank() == 0) {
-      comm_.send(in_.data(), bytes, 1, nullptr);
-      comm_.recv(in_.data(), bytes, 1, nullptr);
-    } else if (comm_.rank() == 1) {
-      comm_.recv(in_.data(), bytes, 0, nullptr);
-      comm_.send(in_.data(), bytes, 0, nullptr);
-    }
+    const auto run = [&] {
+      void* s = device_.stream();
+      if (comm_.rank() == 0) {
+        comm_.send(in_, bytes, 1, s);
+        comm_.recv(in_, bytes, 1, s);
+      } else if (comm_.rank() == 1) {
+        comm_.recv(in_, bytes, 0, s);
+        comm_.send(in_, bytes, 0, s);
+      }
+    };
+    CommFigure f{.operation = "send_recv", .type = Dtype::kU8, .bytes = bytes};
+    figures_.push_back(measured(f, 1, 1, place_.calls, 2 * place_.calls, run));
   }
 
-  // Rank 0's clock; it also says when to stop, in rounds, so that all ranks make the same calls.
-  template <typename Operation>
-  CommFigure measure(const char* name, size_t bytes, double factor, double bus, Operation run) {
+  // A fast wrong sum is no figure.
+  template <class Element, class Run, class FromFloat>
+  void verify(size_t bytes, Run run, FromFloat from_float) {
+    const int n = comm_.size();
+    std::vector<Element> data(bytes / sizeof(Element),
+                              from_float(static_cast<float>(comm_.rank() + 1)));
+    device_.copy_in(in_, data.data(), bytes);
+    run();
+    device_.copy_out(data.data(), in_, bytes);
+    const Element expected = from_float(static_cast<float>(n * (n + 1) / 2));
+    for (const Element x : data) {
+      DROVER_CHECK(x == expected, ExitCode::kInternal, "all_reduce gave {}, expected {}", x,
+                   expected);
+    }
+    std::fill(data.begin(), data.end(), Element{0});
+    device_.copy_in(in_, data.data(), bytes);
+  }
+
+  // By itself, and recorded where that is possible.
+  template <class Run>
+  void measure(CommFigure f, double factor, double bus, Run run) {
+    figures_.push_back(measured(f, factor, bus, place_.calls, place_.calls, run));
+    if (place_.recorded == 0 || !comm_.capturable() || f.bytes > kRecordedBytes) return;
+    const auto replay = device_.record([&] {
+      for (int i = 0; i < place_.recorded; ++i) run();
+    });
+    f.recorded = place_.recorded;
+    figures_.push_back(measured(f, factor, bus, 1, place_.recorded, replay));
+  }
+
+  // Runs `run` `times` times between two looks at the clock, which is `share` times what is told.
+  // Rank 0 says when to stop, in rounds, so that all ranks make the same calls.
+  template <class Run>
+  CommFigure measured(CommFigure f, double factor, double bus, int times, int share, Run run) {
     constexpr int kRound = 10, kRounds = 100;
-    for (int i = 0; i < kRound; ++i) run();
+    const auto batch = [&] {
+      for (int i = 0; i < times; ++i) run();
+    };
+    for (int i = 0; i < kRound; ++i) device_.time(batch);
     std::vector<double> us;
     const auto end = deadline_in(seconds_);
     for (int round = 0; round < kRounds; ++round) {
-      for (int i = 0; i < kRound; ++i) {
-        const auto begin = Clock::now();
-        run();
-        us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - begin).count());
-      }
+      for (int i = 0; i < kRound; ++i) us.push_back(device_.time(batch) / share);
       uint8_t over = Clock::now() >= end ? 1 : 0;
-      comm_.broadcast(&over, 1, 0, nullptr);
+      place_.host_part->broadcast(&over, 1, 0, nullptr);
       if (over != 0) break;
     }
-    CommFigure f{.operation = name, .bytes = bytes, .runs = us.size()};
+    f.runs = us.size();
     f.us = percentile(us, 0.5);
     f.us_p90 = percentile(us, 0.9);
-    f.algorithm_bandwidth = factor * static_cast<double>(bytes) / (f.us * 1e-6);
+    f.algorithm_bandwidth = factor * static_cast<double>(f.bytes) / (f.us * 1e-6);
     f.bus_bandwidth = f.algorithm_bandwidth * bus;
     return f;
   }
 
   Comm& comm_;
+  CommPlace& place_;
+  CommDevice& device_;
   double seconds_;
-  std::vector<float> in_, out_;
+  void* in_ = nullptr;   // [largest size]
+  void* out_ = nullptr;  // [ranks, largest size]
+  std::vector<CommFigure> figures_;
 };
 
-void report(const Options& o, const std::vector<CommFigure>& figures, const Grid& grid, int ranks,
-            const std::string& command_line) {
-  std::cout << fmt::format("{} of {} ranks, {}\n{:<11} {:>9} {:>7} {:>10} {:>10} {:>10} {:>10}\n",
-                           o.text("over"), ranks, grid.text(), "operation", "bytes", "runs", "us",
-                           "us p90", "algo GB/s", "bus GB/s");
+CommPlace host_place(World& world, Interrupt& interrupt, Progress& progress) {
+  CommPlace p;
+  p.transport = "mpi";
+  p.types = {Dtype::kF32};
+  p.device = make_host_device();
+  p.all = world.make_comm(interrupt, &progress, 60);
+  return p;
+}
+
+CommPlace gpu_place(World& world, Interrupt& interrupt, Progress& progress) {
+  const int gpus = comm_gpu_count();
+  DROVER_CHECK(gpus > 0, ExitCode::kEnvironment, "--backend cuda: no GPU here");
+  CommPlace p;
+  p.types = {Dtype::kF32, Dtype::kBf16};
+  p.calls = 20;
+  p.recorded = 100;
+  p.device = make_gpu_device(world.local_rank() % gpus, interrupt, 60);
+  const bool own = world.agree_min(world.local_size() <= gpus ? 1 : 0, interrupt, 60) == 1;
+  p.transport = own ? "nccl" : "staged";
+  p.all = own ? world.make_nccl_comm(interrupt, &progress, 60, p.device->stream())
+              : world.make_staged_comm(interrupt, &progress, 60);
+  return p;
+}
+
+void report(const Options& o, const CommPlace& place, const std::vector<CommFigure>& figures,
+            const Grid& grid, const std::string& command_line) {
+  const int ranks = place.part->size();
+  std::cout << fmt::format(
+      "{} of {} ranks, {}; {} over {}\n{:<11} {:<5} {:<6} {:>9} {:>7} {:>10} {:>10} {:>10} "
+      "{:>10}\n",
+      o.text("over"), ranks, grid.text(), place.device->name(), place.transport, "operation",
+      "type", "calls", "bytes", "runs", "us", "us p90", "algo GB/s", "bus GB/s");
   Json rows = Json::array();
   for (const auto& f : figures) {
-    std::cout << fmt::format("{:<11} {:>9} {:>7} {:>10.1f} {:>10.1f} {:>10.3f} {:>10.3f}\n",
-                             f.operation, f.bytes, f.runs, f.us, f.us_p90,
-                             f.algorithm_bandwidth / 1e9, f.bus_bandwidth / 1e9);
+    const char* how = f.recorded > 0 ? "graph" : "plain";
+    std::cout << fmt::format(
+        "{:<11} {:<5} {:<6} {:>9} {:>7} {:>10.1f} {:>10.1f} {:>10.3f} {:>10.3f}\n", f.operation,
+        to_string(f.type), how, f.bytes, f.runs, f.us, f.us_p90, f.algorithm_bandwidth / 1e9,
+        f.bus_bandwidth / 1e9);
     rows.push_back({{"operation", f.operation},
+                    {"type", to_string(f.type)},
                     {"bytes", f.bytes},
+                    {"graph_calls", f.recorded},
                     {"runs", f.runs},
                     {"us", f.us},
                     {"us_p90", f.us_p90},
@@ -150,6 +242,10 @@ void report(const Options& o, const std::vector<CommFigure>& figures, const Grid
                               {"environment", environment_json(facts)},
                               {"grid", grid.text()},
                               {"over", o.text("over")},
+                              {"backend", o.text("backend")},
+                              {"device", place.device->name()},
+                              {"transport", place.transport},
+                              {"nccl", nccl_version()},
                               {"ranks", ranks},
                               {"figures", rows}});
 }
@@ -168,7 +264,11 @@ int bench_comm(const std::vector<std::string>& arguments) {
   const std::string over = o.text("over");
   DROVER_CHECK(over == "tensor" || over == "pipeline", ExitCode::kUsage,
                "--over {}: expected tensor or pipeline", over);
-  std::unique_ptr<Comm> all, comm;
+  const std::string backend = o.text("backend");
+  DROVER_CHECK(backend == "cpu" || backend == "cuda", ExitCode::kUsage,
+               "--backend {}: expected cpu or cuda", backend);
+  const auto make_place = backend == "cuda" ? gpu_place : host_place;
+  auto place = std::make_unique<CommPlace>();
   return run_ranks(
       [&](World& world, Interrupt& interrupt, Progress& progress) {
         world.barrier(interrupt, 120, "start of all ranks");
@@ -183,27 +283,25 @@ int bench_comm(const std::vector<std::string>& arguments) {
                      "the {} communicator of {} has one rank: nothing to measure", over,
                      grid.text());
         progress.enter("measuring the communicator", 120);
-        all = world.make_comm(interrupt, &progress, 60);
+        *place = make_place(world, interrupt, progress);
+        place->host = world.make_comm(interrupt, &progress, 60);
         const int row = rank / grid.tp;
         const int column = grid.replica_of(rank) * grid.tp + grid.slot_of(rank);
-        comm = all->split(tensor ? row : column, rank, over);
-        const auto figures = CommBench(*comm, seconds).all(sizes);
+        place->host_part = place->host->split(tensor ? row : column, rank, over);
+        place->part = place->all->split(tensor ? row : column, rank, over);
+        const auto figures = CommBench(*place, seconds).all(sizes);
         if (rank == 0) {
           std::string line = "drover bench comm";
           for (const auto& a : arguments) line += " " + a;
-          report(o, figures, grid, comm->size(), line);
+          report(o, *place, figures, grid, line);
         }
         world.barrier(interrupt, 600, "end of all ranks");
         return ExitCode::kOk;
       },
       [&](bool failed) {
         // Posted receives of a failed run still point into them, and they at the interrupt.
-        if (failed) {
-          (void)comm.release();
-          (void)all.release();
-        }
-        comm.reset();
-        all.reset();
+        if (failed) (void)place.release();
+        place.reset();
       });
 }
 

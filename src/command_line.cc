@@ -43,6 +43,7 @@ std::vector<OptionRow> engine_options() {
       {"stage", "", "folder on a local disk: the store is copied there first"},
       {"step-seconds", "60", "longest wait for one step before the run is given up"},
       {"load-seconds", "1800", "longest wait for all ranks to load"},
+      {"trace", "", "write a trace of all ranks, host and device, to this file (Perfetto, Chrome)"},
       {"report-memory", "no", "print weights, KV and peak memory of every rank at the end"},
       {"log-level", "info", "debug, info, warn or error"},
       {"config", "", "file of key = value lines with these same keys"},
@@ -105,12 +106,50 @@ std::vector<OptionRow> bench_step_options() {
       engine_options());
 }
 
+namespace {
+
+// Of the benches of single operations.
+std::vector<OptionRow> device_options() {
+  return {
+      {"model", "synthetic:llama2-70b", "model store, or synthetic:NAME[:seed]"},
+      {"tp", "1", "shapes of a rank of so many tensor-parallel slots"},
+      {"backend", "auto", "auto, cpu or cuda"},
+      {"activations", "auto", "inputs of INT4 layers: bf16, fp8, f32 (CPU)"},
+      {"threads", "0", "threads of the CPU (0: all cores)"},
+      {"share-gpu", "no", ""},
+      {"steady", "0", "seconds of load before each figure (a GPU's clock falls under load)"},
+      {"json", "", "write all figures to this file"},
+      {"help", "no", "print this"},
+  };
+}
+
+}  // namespace
+
+std::vector<OptionRow> bench_linear_options() {
+  return join({{"rows", "1,16,64,256,1024,2048", "tokens of a step, with commas"}},
+              device_options());
+}
+
+std::vector<OptionRow> bench_attention_options() {
+  return join(
+      {
+          {"sequences", "1,64,256", "sequences of a step, with commas"},
+          {"context", "512", "tokens of each, with commas"},
+          {"rows", "1", "of these, rows in the step: 1 decodes"},
+          {"kv", "fp8", "KV cache: fp8, bf16 or f32"},
+          {"page-tokens", "16", "tokens of a KV page"},
+      },
+      device_options());
+}
+
 std::vector<OptionRow> bench_comm_options() {
   return {
       {"tp", "0", "tensor-parallel slots of a stage (0: what is left)"},
       {"pp", "1", "pipeline stages (0: what is left)"},
       {"dp", "1", "replicas (0: what is left)"},
       {"over", "tensor", "communicator to measure: tensor or pipeline"},
+      {"backend", "cpu",
+       "where the buffers are: cpu (MPI), or cuda (NCCL; MPI where ranks share a GPU)"},
       {"sizes", "64,2304,18432,147456,589824,4194304", "bytes of each rank's buffer, with commas"},
       {"seconds", "0.5", "longest time of one measurement"},
       {"json", "", "write all figures to this file"},

@@ -73,25 +73,58 @@ std::unique_ptr<WeightSource> open_weights(const std::string& spec, const std::s
   return synthetic_weights(rest.substr(0, colon), seed);
 }
 
-LayerWeights read_layer(WeightSource& source, const Shard& shard, int64_t layer) {
-  const Architecture& a = source.architecture();
+namespace {
+
+Range times(Range r, int64_t n) { return {r.begin * n, r.end * n}; }
+
+std::vector<WeightPiece> layer_pieces(const Architecture& a, const Shard& shard, int64_t layer) {
   const auto name = [&](const char* part) { return fmt::format("layers.{}.{}", layer, part); };
-  const auto times = [](Range r, int64_t n) { return Range{r.begin * n, r.end * n}; };
   const Range one{0, 1}, hidden{0, a.hidden};
   const Range q = times(shard.heads, a.head_size), kv = times(shard.kv_heads, a.head_size);
+  return {{name("attn_norm"), one, hidden},
+          {name("mlp_norm"), one, hidden},
+          {name("q"), q, hidden},
+          {name("k"), kv, hidden},
+          {name("v"), kv, hidden},
+          {name("o"), hidden, q},
+          {name("gate"), shard.intermediate, hidden},
+          {name("up"), shard.intermediate, hidden},
+          {name("down"), hidden, shard.intermediate}};
+}
+
+}  // namespace
+
+LayerWeights read_layer(WeightSource& source, const Shard& shard, int64_t layer) {
+  const auto pieces = layer_pieces(source.architecture(), shard, layer);
+  auto piece = pieces.begin();
+  const auto next = [&] {
+    const WeightPiece& p = *piece++;
+    return source.read(p.name, p.rows, p.cols);
+  };
   LayerWeights w;
-  w.attn_norm = source.read(name("attn_norm"), one, hidden);
-  w.mlp_norm = source.read(name("mlp_norm"), one, hidden);
-  w.qkv.push_back(source.read(name("q"), q, hidden));
-  w.qkv.push_back(source.read(name("k"), kv, hidden));
-  w.qkv.push_back(source.read(name("v"), kv, hidden));
-  w.o = source.read(name("o"), hidden, q);
-  w.gate_up.push_back(source.read(name("gate"), shard.intermediate, hidden));
-  w.gate_up.push_back(source.read(name("up"), shard.intermediate, hidden));
-  w.down = source.read(name("down"), hidden, shard.intermediate);
+  w.attn_norm = next();
+  w.mlp_norm = next();
+  for (int i = 0; i < 3; ++i) w.qkv.push_back(next());
+  w.o = next();
+  for (int i = 0; i < 2; ++i) w.gate_up.push_back(next());
+  w.down = next();
   check_same_order(w.qkv, layer, "q, k and v");
   check_same_order(w.gate_up, layer, "gate and up");
   return w;
+}
+
+std::vector<WeightPiece> load_order(const Architecture& a, const Shard& shard) {
+  const Range one{0, 1}, hidden{0, a.hidden};
+  std::vector<WeightPiece> order;
+  if (shard.first()) order.push_back({"embed", shard.vocab, hidden});
+  for (int64_t i = shard.layers.begin; i < shard.layers.end; ++i) {
+    for (auto& p : layer_pieces(a, shard, i)) order.push_back(std::move(p));
+  }
+  if (shard.last()) {
+    order.push_back({"final_norm", one, hidden});
+    order.push_back({a.tied_embeddings ? "embed" : "output", shard.vocab, hidden});
+  }
+  return order;
 }
 
 }  // namespace drover

@@ -61,4 +61,22 @@ struct LayerWeights {
 // Throws kBadInput when stacked parts order their columns differently (act-order).
 LayerWeights read_layer(WeightSource& source, const Shard& shard, int64_t layer);
 
+// A part of a tensor, as read() takes it.
+struct WeightPiece {
+  std::string name;
+  Range rows, cols;
+};
+
+// What a shard consists of, in the order in which it is loaded: the embedding (first stage), each
+// layer as read_layer reads it, the final norm and the output layer (last stage).
+std::vector<WeightPiece> load_order(const Architecture& a, const Shard& shard);
+
+// Reads the pieces of load_order() ahead on `threads` threads of its own, from now on, so that disk
+// and checksums go on while the pieces before are brought to the device. Starts no further piece
+// while `most_bytes` wait to be taken: it holds that, and a tensor a thread, at most. A piece is
+// given once; others are read from `source` as they are asked for. What a reader throws, read()
+// throws. `source` must allow read() from several threads (a store does).
+std::unique_ptr<WeightSource> read_ahead(std::unique_ptr<WeightSource> source, const Shard& shard,
+                                         size_t most_bytes, int threads);
+
 }  // namespace drover

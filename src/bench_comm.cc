@@ -88,7 +88,7 @@ class CommBench {
     CommDevice& device;
     void* data;
   };
-  static constexpr size_t kRecordedBytes = 1 << 20;  // a graph saves launches: of small ones
+  static constexpr size_t kRecordedBytes = 4 << 20;  // a graph saves launches: of small ones
 
   void sum(Dtype type, size_t bytes) {
     const size_t count = bytes / dtype_bytes(type);

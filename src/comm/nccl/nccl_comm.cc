@@ -66,6 +66,7 @@ class NcclComm final : public Comm {
   // A collective connects what its algorithm needs when it first runs, and which algorithm NCCL
   // takes depends on the size: so every size up to `bytes` is run once.
   void reserve(size_t bytes) override {
+    DROVER_CUDA(cudaSetDevice(control_->context().device));  // of this thread, for what is made
     if (!data_) data_ = control_->split(0, rank(), name_ + " data", {.blocking = true});
     if (bytes <= reserved_) return;
     const cudaStream_t stream = control_->context().stream;
@@ -99,6 +100,7 @@ class NcclComm final : public Comm {
     DROVER_CHECK(from != to && from >= 0 && to >= 0 && from < size() && to < size(),
                  ExitCode::kInternal, "'{}' of {} ranks: no way from {} to {}", name_, size(), from,
                  to);
+    DROVER_CUDA(cudaSetDevice(control_->context().device));
     const auto [place, is_new] = links_.try_emplace({from, to});
     const bool mine = rank() == from || rank() == to;
     if (is_new) {

@@ -247,8 +247,11 @@ std::string nccl_version() {
 }
 
 // NVLink multicast stays off: a program that ends badly while it uses it can leave the GPUs of a
-// host unusable for others until they are reset.
-void prepare_nccl_environment() { ::setenv("NCCL_NVLS_ENABLE", "0", 1); }
+// host unusable for others until they are reset. And which communicators are blocking is said here.
+void prepare_nccl_environment() {
+  ::setenv("NCCL_NVLS_ENABLE", "0", 1);
+  ::unsetenv("NCCL_COMM_BLOCKING");
+}
 
 // Each on a thread of its own: freeing one may wait for a kernel of another.
 void abort_all_nccl(double seconds) noexcept {

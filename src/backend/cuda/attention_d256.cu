@@ -6,7 +6,7 @@ namespace drover::cuda {
 
 void attention_d256(const attention_detail::AttentionArgs& a, const Workspace& work,
                     cudaStream_t s) {
-  attention_detail::launch_type<256>(a, work, s);
+  attention_detail::launch_head_size<256>(a, work, s);
 }
 
 }  // namespace drover::cuda

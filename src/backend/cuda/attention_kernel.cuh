@@ -1,156 +1,46 @@
-// Causal attention over the paged cache, for decode and prefill alike.
+// Causal attention over the paged cache: decode (the step's last rows, one row a sequence) and
+// prefill (chunks), two launches.
 //
-// A block has 16 query vectors of one KV head: rows of the step times query heads of the group. Its
-// four warps take partitions of 128 tokens in turn, each from memory straight to mma fragments
-// (m16n8k16, bf16, f32 sums): scores of the whole partition, softmax, then values. Partitions'
-// results (top, sum, output) are merged in order of position. So the order of sums depends on
-// nothing but positions: cutting a prompt into chunks changes no bit. When blocks are few,
-// partitions go to blocks of their own (grid.z), results to the workspace, and the last block
-// merges them in the same order.
+// Order of sums, the same in both and of positions only, so that cutting a prompt into chunks
+// changes no bit: tiles of 64 tokens (attention_tile.cuh), four of them joined one after the other
+// into a span of 256, spans joined one after the other.
 //
-// Bytes: keys and values of the context once for each 16 query vectors, scales too; 512-token
-// decode with FP8 pages and groups of 8: 2 * 128 + 8 bytes a token and KV head.
+// Decode: a block has the query heads of one row and KV head (8 or 16 of them). Its warps take
+// tiles in turn, each with a ring of slots of its own that cp.async fills a tile ahead; results
+// meet in shared memory. When blocks are few, spans go to blocks of their own (grid.z), results to
+// the workspace, and the last block joins them in the same order. Prefill: a block has 64 query
+// vectors (rows times heads of a group), 16 a warp, and all warps read the same ring.
 //
-// Versions: tiles of 16 query vectors, and of 8 with half the registers for decode with groups of
-// up to 8. Measured on an H200 (copy 4,238 GB/s), FP8, 8 KV heads with 8 query heads of 128 each:
-// decode 256 x 512 tokens 1,627 GB/s (38 %), 64 x 2,048 1,869 (44 %), 1 x 8,192 598 (14 %); prefill
-// 4 x 512 rows after 1,536 tokens 69 TFLOP/s. Addresses found token by token and results in row
-// order in shared memory (32-way bank conflicts): 565 GB/s, 650, 181 and 37 TFLOP/s.
-//
-// FP8 codes become bf16 by bits (exponents shifted, times 2^120: exact, subnormals too). Codes
-// under a scale of NaN (rope.cu) give NaN through the scale. Keys past a row's position have
-// probability 0; NaN or infinite values there (BF16, F32 pages) must not spoil it, which a slow way
-// sees to.
+// Bytes: keys and values of the context once for each row (decode) or 64 query vectors, scales too:
+// with FP8 pages 2 * (D + 4) a token and KV head.
 #pragma once
-
-#include <cuda_bf16.h>
 
 #include <algorithm>
 
-#include "backend/cuda/kernels.h"
+#include "backend/cuda/attention_tile.cuh"
 
 namespace drover::cuda {
 namespace attention_detail {
 
-using Bf16 = __nv_bfloat16;
-constexpr int kWarps = 4, kPart = 128, kQueries = 16, kOwned = kPart / 32;
+constexpr int kSpanTiles = 4, kPrefillWarps = 4;
 constexpr float kLog2e = 1.4426950408889634f;
 
 struct AttentionArgs {
   const Bf16* qkv;
-  Bf16* out;
+  Bf16* out;           // may lie over the queries: a vector is written after its last reading
+  int64_t out_stride;  // elements between rows
   int heads, group;
-  int rows_a_tile;  // rows of the step in a tile: 16 / group, at least 1
-  int head_tiles;   // tiles that a group of more than 16 heads takes
+  int first_row, end_row;  // of the step
+  int rows_a_block;
+  int head_blocks;  // blocks that a group takes when it has more vectors than a block
   float scale;      // log2(e) / sqrt(head_size)
   Cache cache;
   Rows rows;
-  float* partials;  // [tiles, partitions, 16 * (D + 2)]
+  float* partials;  // [blocks, spans, kPartial]
   uint32_t* counters;
-  int partitions;  // room in partials
+  int spans;       // room in partials
   int page_shift;  // of page_tokens, -1 when that is no power of two
 };
-
-__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// The same for 8 query vectors: rows 8 to 15 are zero, and so is what becomes of them.
-__device__ inline void mma_half(float (&c)[2], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
-  [[maybe_unused]] float zero[2];
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%6,%5,%6}, {%7,%8}, "
-      "{%0,%1,%9,%9};"
-      : "+f"(c[0]), "+f"(c[1]), "=f"(zero[0]), "=f"(zero[1])
-      : "r"(a0), "r"(a2), "r"(0), "r"(b0), "r"(b1), "f"(0.0f));
-}
-
-__device__ inline uint32_t pack(float low, float high) {
-  const __nv_bfloat162 p = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&p);
-}
-
-// Two e4m3 codes in the high bytes of the halves of `w` (low bytes: anything) as bf16.
-__device__ inline uint32_t fp8_pair(uint32_t w) {
-  const uint32_t bits = (w & 0x80008000u) | ((w >> 4) & 0x07f007f0u);
-  const __nv_bfloat162 r = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&bits),
-                                   __nv_bfloat162(__ushort_as_bfloat16(0x7b80),
-                                                  __ushort_as_bfloat16(0x7b80)));  // 2^120
-  return *reinterpret_cast<const uint32_t*>(&r);
-}
-
-// N bytes from an address that is aligned to the largest power of two up to 16 that divides N.
-template <int N>
-struct Bytes {
-  static constexpr int kWords = (N + 3) / 4;
-  uint32_t w[kWords];
-  __device__ void load(const char* p) {
-    if constexpr (N % 16 == 0) {
-#pragma unroll
-      for (int i = 0; i < N / 16; ++i) {
-        const uint4 v = __ldg(reinterpret_cast<const uint4*>(p) + i);
-        w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
-      }
-    } else if constexpr (N == 8) {
-      const uint2 v = __ldg(reinterpret_cast<const uint2*>(p));
-      w[0] = v.x, w[1] = v.y;
-    } else if constexpr (N == 4) {
-      w[0] = __ldg(reinterpret_cast<const uint32_t*>(p));
-    } else {
-      static_assert(N == 2);
-      w[0] = __ldg(reinterpret_cast<const uint16_t*>(p));
-    }
-  }
-  __device__ void clear() {
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) w[i] = 0;
-  }
-};
-
-template <int TYPE>
-constexpr int kElement = TYPE == kKvFp8    ? 1
-                         : TYPE == kKvBf16 ? 2
-                                           : 4;
-
-// Elements 2p, 2p + 1 of a row of values as a bf16 pair.
-template <int TYPE, int N>
-__device__ inline uint32_t pair_of(const Bytes<N>& b, int p) {
-  if constexpr (TYPE == kKvFp8)
-    return fp8_pair(__byte_perm(b.w[p / 2], 0, p % 2 == 0 ? 0x1404 : 0x3424));
-  else if constexpr (TYPE == kKvBf16)
-    return b.w[p];
-  else
-    return pack(__uint_as_float(b.w[2 * p]), __uint_as_float(b.w[2 * p + 1]));
-}
-
-// Element j of two rows as a bf16 pair.
-template <int TYPE, int N>
-__device__ inline uint32_t across(const Bytes<N>& x, const Bytes<N>& y, int j) {
-  if constexpr (TYPE == kKvFp8) {
-    const uint32_t s = j % 4;
-    return fp8_pair(__byte_perm(x.w[j / 4], y.w[j / 4], s << 4 | (4 + s) << 12 | s | (4 + s) << 8));
-  } else if constexpr (TYPE == kKvBf16) {
-    return __byte_perm(x.w[j / 2], y.w[j / 2], j % 2 == 0 ? 0x5410 : 0x7632);
-  } else {
-    return pack(__uint_as_float(x.w[j]), __uint_as_float(y.w[j]));
-  }
-}
-
-template <int TYPE, int N>
-__device__ inline bool not_finite(const Bytes<N>& b) {
-  bool bad = false;
-#pragma unroll
-  for (int i = 0; i < Bytes<N>::kWords; ++i) {
-    if constexpr (TYPE == kKvF32) bad |= (b.w[i] & 0x7f800000u) == 0x7f800000u;
-    if constexpr (TYPE == kKvBf16)
-      bad |= (b.w[i] & 0x7f80u) == 0x7f80u || (b.w[i] & 0x7f800000u) == 0x7f800000u;
-  }
-  return bad;
-}
 
 // The tokens of one sequence, seen by one KV head.
 struct Context {
@@ -162,407 +52,538 @@ struct Context {
     const int page = page_shift >= 0 ? t >> page_shift : t / page_tokens;
     return (__ldg(pages + page) * kv_heads + kv_head) * page_tokens + (t - page * page_tokens);
   }
+  __device__ int tiles() const { return (length + kTileTokens - 1) / kTileTokens; }
 };
+__device__ inline Context context_of(const AttentionArgs& a, int slot, int last) {
+  return {a.rows.page_table + int64_t{slot} * a.rows.max_pages,
+          a.cache.page_tokens,
+          a.page_shift,
+          a.cache.kv_heads,
+          static_cast<int>(blockIdx.y),
+          last + 1};
+}
 
-// What a warp knows of its lanes' query vectors (g and g + 8): their positions, -1 for none.
-struct Queries {
-  int position[2];
-  int first, last;  // over the tile's vectors that there are
-};
+// SLOTS slots that a team of THREADS (a warp, or the block) fills with the parts of its tiles in
+// order: keys of tokens 0 to 31, of 32 to 63, then their values. Scales come with a tile's first
+// part, for this tile and the next.
+template <int D, int TYPE, int SLOTS, int THREADS>
+struct Ring {
+  using S = Slot<D, TYPE>;
+  static constexpr int kScales = 4 * kSlotRows;  // of a tile, by part
+  static constexpr int kBytes = SLOTS * S::kBytes + (TYPE == kKvFp8 ? 2 * kScales * 4 : 0);
 
-// H: query vectors a lane has, 2 (of 16) or 1 (of 8: decode with groups of up to 8).
-template <int D, int TYPE, int H>
-struct Attend {
-  static constexpr int kVectors = 8 * H;                     // query vectors
-  static constexpr int kSteps = D / 16;                      // k16 steps of a score
-  static constexpr int kLaneBytes = D / 4 * kElement<TYPE>;  // of a key, a lane's share
-  static constexpr int kLoad = kLaneBytes < 16 ? kLaneBytes : 16;
-  static constexpr int kElements = kLoad / kElement<TYPE>;  // of one load
-  static constexpr int kTiles = D / 8;                      // n8 tiles of the output
-  static constexpr int kResult = kVectors * (D + 2);        // floats of a partition's result
-  // Keys (n8 tiles) and values (k16 steps) that are on their way together: about 32 registers.
-  static constexpr int kKeys = kLaneBytes <= 32 ? 4 : kLaneBytes <= 64 ? 2 : 1;
-  static constexpr int kValues = kLaneBytes <= 32 ? 2 : 1;
+  uint8_t* memory;  // [SLOTS, 32, D], then scales [2, 4, 32]
+  int turn = 0;     // which scales are the present tile's
+  int vector[2];    // of the present tile's tokens that are this lane's: lane and lane + 32
 
-  uint32_t q[kSteps][2 * H];
-  float o[kTiles][2 * H];
-  float top[H], sum[H];
-  int vector[kOwned];  // of tokens lane + 32 i of the partition
-  float key_scale[kOwned], value_scale[kOwned];
-
-  __device__ static void multiply(float (&c)[2 * H], const uint32_t (&a)[2 * H], uint32_t b0,
-                                  uint32_t b1) {
-    if constexpr (H == 2)
-      mma(c, a, b0, b1);
+  __device__ uint8_t* slot(int part) const { return memory + part % SLOTS * S::kBytes; }
+  __device__ float* scales(int of_turn, int part) const {
+    return reinterpret_cast<float*>(memory + SLOTS * S::kBytes) + of_turn * kScales +
+           part * kSlotRows;
+  }
+  __device__ static uint32_t shared(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  }
+  __device__ static void find(const Context& c, int tile, int (&vector)[2]) {
+    const int token = tile * kTileTokens + static_cast<int>(threadIdx.x) % 32;
+    vector[0] = c.vector(token), vector[1] = c.vector(token + kSlotRows);
+  }
+  // Tokens past the end become zeros.
+  __device__ void fill(const AttentionArgs& a, const Context& c, int tile, int of_turn, int part,
+                       const int (&vectors)[2]) const {
+    constexpr int kPieces = kSlotRows * S::kChunks;
+    const int lane = threadIdx.x % 32, begin = tile * kTileTokens;
+    const int thread = THREADS == 32 ? lane : static_cast<int>(threadIdx.x);
+    const bool key = part < 2;
+    const auto* pool = static_cast<const uint8_t*>(key ? a.cache.k : a.cache.v);
+    const uint32_t to = shared(slot(part));
+#pragma unroll
+    for (int i = 0; i < (kPieces + THREADS - 1) / THREADS; ++i) {
+      const int piece = i * THREADS + thread, row = piece / S::kChunks % kSlotRows,
+                chunk = piece % S::kChunks;
+      const int64_t from = __shfl_sync(~0u, vectors[part % 2], row);
+      if (kPieces % THREADS != 0 && piece >= kPieces) continue;
+      const int at = key ? S::key_chunk(row, chunk) : S::value_chunk(row, chunk);
+      asm volatile(
+          "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + row * S::kRowBytes + at * 16),
+          "l"(pool + from * S::kRowBytes + chunk * 16),
+          "r"(begin + part % 2 * kSlotRows + row < c.length ? 16 : 0)
+          : "memory");
+    }
+    if constexpr (TYPE == kKvFp8) {
+      if (part != 0) return;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (THREADS == 32 || static_cast<int>(threadIdx.x) / 32 == i)
+          asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
+                           shared(scales(of_turn, i) + lane)),
+                       "l"((i < 2 ? a.cache.k_scale : a.cache.v_scale) + vectors[i % 2]),
+                       "r"(begin + i % 2 * kSlotRows + lane < c.length ? 4 : 0)
+                       : "memory");
+    }
+  }
+  __device__ static void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  __device__ static void wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(SLOTS - 1) : "memory");
+  }
+  __device__ static void sync() {
+    if constexpr (THREADS == 32)
+      __syncwarp();
     else
-      mma_half(c, a[0], a[1], b0, b1);
+      __syncthreads();
   }
 
-  // Feature of a lane's element v of a key: loads of neighbouring lanes are neighbours in memory.
-  __device__ static int feature(int v) {
-    return v / kElements * 4 * kElements + threadIdx.x % 4 * kElements + v % kElements;
+  // Sends for the first parts of a first tile.
+  __device__ void start(const AttentionArgs& a, const Context& c, int tile) {
+    find(c, tile, vector);
+    sync();
+#pragma unroll
+    for (int part = 0; part < SLOTS - 1; ++part) fill(a, c, tile, turn, part, vector), commit();
   }
 
-  __device__ void load_queries(const Bf16* const (&vectors)[H]) {
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s)
-#pragma unroll
-      for (int h = 0; h < H; ++h) {
-        const uint2 v = vectors[h] == nullptr
-                            ? make_uint2(0, 0)
-                            : *reinterpret_cast<const uint2*>(vectors[h] + feature(4 * s));
-        q[s][h] = v.x, q[s][H + h] = v.y;
-      }
-  }
-
-  __device__ void find(const AttentionArgs& a, const Context& c, int begin) {
-#pragma unroll
-    for (int i = 0; i < kOwned; ++i) {
-      vector[i] = c.vector(begin + i * 32 + threadIdx.x % 32);
-      key_scale[i] = value_scale[i] = 1.0f;
-      if constexpr (TYPE == kKvFp8) {
-        key_scale[i] = __ldg(a.cache.k_scale + vector[i]);
-        value_scale[i] = __ldg(a.cache.v_scale + vector[i]);
-      }
+  template <int PART, int H>
+  __device__ void step(const AttentionArgs& a, const Context& c, int tile, int next,
+                       const int (&after)[2], const Queries<H>& queries, bool work,
+                       Tile<D, TYPE, H>& t, float (&up)[H][2]) const {
+    constexpr int kAhead = PART + SLOTS - 1;
+    const int begin = tile * kTileTokens, half_begin = begin + PART % 2 * kSlotRows;
+    sync();  // all have read the slot that is filled now
+    if constexpr (kAhead < 4)
+      fill(a, c, tile, turn, kAhead, vector);
+    else if (next >= 0)
+      fill(a, c, next, turn ^ 1, kAhead - 4, after);
+    commit();
+    wait();
+    sync();
+    if (!work) return;
+    if constexpr (PART < 2)
+      t.template scores<PART>(slot(PART), scales(turn, PART), half_begin, queries);
+    if constexpr (PART == 1) {
+      t.softmax();
+      if constexpr (TYPE == kKvFp8)
+        t.choose_units(scales(turn, 2), scales(turn, 3), begin, queries, up);
     }
+    if constexpr (PART >= 2)
+      t.template values<PART - 2>(slot(PART), scales(turn, PART), half_begin, queries, up);
   }
-
-  __device__ static void load_key(const AttentionArgs& a, int vector, Bytes<kLaneBytes>& key) {
-    const char* at = static_cast<const char*>(a.cache.k) + int64_t{vector} * (D * kElement<TYPE>);
-#pragma unroll
-    for (int i = 0; i < kLaneBytes / kLoad; ++i) {
-      Bytes<kLoad> part;
-      part.load(at + (i * 4 + threadIdx.x % 4) * kLoad);
-#pragma unroll
-      for (int w = 0; w < Bytes<kLoad>::kWords; ++w)
-        key.w[i * Bytes<kLoad>::kWords + w] = part.w[w];
-    }
-  }
-
-  // Scores of 128 tokens, in units of log2; -inf where a query may not look.
-  __device__ void scores(const AttentionArgs& a, const Context& c, int begin,
-                         const Queries& queries, float (&s)[kPart / 8][2 * H]) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int first = 0; first < kPart / 8; first += kKeys) {
-#pragma unroll
-      for (int u = first; u < first + kKeys; ++u)
-#pragma unroll
-        for (int i = 0; i < 2 * H; ++i) s[u][i] = 0;
-      if (begin + first * 8 >= c.length) continue;
-      Bytes<kLaneBytes> keys[kKeys];
-#pragma unroll
-      for (int u = 0; u < kKeys; ++u)
-        load_key(a, __shfl_sync(~0u, vector[(first + u) / 4], (first + u) % 4 * 8 + lane / 4),
-                 keys[u]);
-#pragma unroll
-      for (int u = 0; u < kKeys; ++u)
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k)
-          multiply(s[first + u], q[k], pair_of<TYPE>(keys[u], 2 * k),
-                   pair_of<TYPE>(keys[u], 2 * k + 1));
-    }
-#pragma unroll
-    for (int u = 0; u < kPart / 8; ++u) {
-      const int from = u % 4 * 8 + lane % 4 * 2;
-      const float scale[2] = {__shfl_sync(~0u, key_scale[u / 4], from) * a.scale,
-                              __shfl_sync(~0u, key_scale[u / 4], from + 1) * a.scale};
-#pragma unroll
-      for (int i = 0; i < 2 * H; ++i) {
-        const bool seen = begin + u * 8 + lane % 4 * 2 + i % 2 <= queries.position[i / 2];
-        s[u][i] = seen ? s[u][i] * scale[i % 2] : -INFINITY;
-      }
-    }
-  }
-
-  // Probabilities (not divided by their sum), and top and sum of the partition.
-  __device__ void softmax(float (&s)[kPart / 8][2 * H]) {
-#pragma unroll
-    for (int h = 0; h < H; ++h) {
-      float m = -INFINITY;
-#pragma unroll
-      for (int u = 0; u < kPart / 8; ++u) m = fmaxf(m, fmaxf(s[u][2 * h], s[u][2 * h + 1]));
-      for (int i = 1; i < 4; i *= 2) m = fmaxf(m, __shfl_xor_sync(~0u, m, i));
-      const float base = m == -INFINITY ? 0.0f : m;
-      float total = 0;  // NaN if any score is
-#pragma unroll
-      for (int u = 0; u < kPart / 8; ++u)
-#pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; ++i) total += s[u][i] = exp2f(s[u][i] - base);
-      for (int i = 1; i < 4; i *= 2) total += __shfl_xor_sync(~0u, total, i);
-      top[h] = m, sum[h] = total;
-    }
-  }
-
-  using Values = Bytes<D / 8 * kElement<TYPE>>;
-
-  // Adds p[queries, 16 tokens] * v[16 tokens, D]; v[i] of a lane is token 2t, 2t+1, 2t+8, 2t+9.
-  __device__ static void add_values(const uint32_t (&p)[2 * H], const Values (&v)[4],
-                                    float (&to)[kTiles][2 * H]) {
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j)
-      multiply(to[j], p, across<TYPE>(v[0], v[1], j), across<TYPE>(v[2], v[3], j));
-  }
-
-  // Some values are no numbers, and some queries must not see them: each position by itself.
-  __device__ static void add_values_apart(const uint32_t (&p)[2 * H], const Values (&v)[4],
-                                          int begin, const Queries& queries,
-                                          float (&to)[kTiles][2 * H]) {
-#pragma unroll 1
-    for (int position = queries.first; position <= queries.last; ++position) {
-      Values seen[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        seen[i] = v[i];
-        if (begin + threadIdx.x % 4 * 2 + i % 2 + i / 2 * 8 > position) seen[i].clear();
-      }
-      float part[kTiles][2 * H] = {};
-      add_values(p, seen, part);
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-        for (int i = 0; i < 2 * H; ++i)
-          if (queries.position[i / 2] == position) to[j][i] += part[j][i];
-    }
-  }
-
-  __device__ void values(const AttentionArgs& a, const Context& c, int begin,
-                         const Queries& queries, const float (&s)[kPart / 8][2 * H]) {
-    const int lane = threadIdx.x % 32, column = lane % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-      for (int i = 0; i < 2 * H; ++i) o[j][i] = 0;
-#pragma unroll
-    for (int first = 0; first < kPart / 16; first += kValues) {
-      if (begin + first * 16 >= c.length) continue;
-      Values v[kValues][4];
-#pragma unroll
-      for (int n = 0; n < kValues; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = (first + n) % 2 * 16 + column + i % 2 + i / 2 * 8;
-          const int64_t from = __shfl_sync(~0u, vector[(first + n) / 2], at);
-          v[n][i].load(static_cast<const char*>(a.cache.v) +
-                       from * (D * kElement<TYPE>)+lane / 4 * (D / 8 * kElement<TYPE>));
-        }
-#pragma unroll
-      for (int n = 0; n < kValues; ++n) {
-        const int u = first + n, token = begin + u * 16 + column;
-        float scale[4];
-        bool bad = false;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          scale[i] = __shfl_sync(~0u, value_scale[u / 2], u % 2 * 16 + column + i % 2 + i / 2 * 8);
-          if (TYPE != kKvFp8 && token + i % 2 + i / 2 * 8 >= c.length) v[n][i].clear();
-          bad |= not_finite<TYPE>(v[n][i]);
-        }
-        // A probability of 0 stays 0 under a scale of NaN.
-        const auto weighed = [&](int h, int i) {
-          return token + i % 2 + i / 2 * 8 > queries.position[h]
-                     ? 0.0f
-                     : s[2 * u + i / 2][2 * h + i % 2] * scale[i];
-        };
-        uint32_t p[2 * H];
-#pragma unroll
-        for (int h = 0; h < H; ++h) {
-          p[h] = pack(weighed(h, 0), weighed(h, 1));
-          p[H + h] = pack(weighed(h, 2), weighed(h, 3));
-        }
-        if (TYPE != kKvFp8 && __any_sync(~0u, bad) && queries.first < queries.last)
-          add_values_apart(p, v[n], begin + u * 16, queries, o);
-        else
-          add_values(p, v[n], o);
-      }
-    }
-  }
-
-  // result: outputs as the fragments have them [kTiles, 2 H, lane], then tops and sums of the query
-  // vectors. No bank conflicts, and a thread of Merged has to do with one query vector only.
-  __device__ void put(float* result) const {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-      for (int i = 0; i < 2 * H; ++i) result[(j * 2 * H + i) * 32 + lane] = o[j][i];
-    if (lane % 4 != 0) return;
-#pragma unroll
-    for (int h = 0; h < H; ++h) {
-      result[kVectors * D + lane / 4 + 8 * h] = top[h];
-      result[kVectors * (D + 1) + lane / 4 + 8 * h] = sum[h];
-    }
-  }
-
-  __device__ void run(const AttentionArgs& a, const Context& c, int partition,
-                      const Queries& queries) {
-    float s[kPart / 8][2 * H];
-    find(a, c, partition * kPart);
-    scores(a, c, partition * kPart, queries, s);
-    softmax(s);
-    values(a, c, partition * kPart, queries, s);
+  // A tile, and the first parts of `next` (-1: none). work: does this warp's part need the tile.
+  template <int H>
+  __device__ void pass(const AttentionArgs& a, const Context& c, int tile, int next,
+                       const Queries<H>& queries, bool work, Tile<D, TYPE, H>& t) {
+    int after[2] = {0, 0};
+    if (next >= 0) find(c, next, after);
+    float up[H][2];
+    step<0>(a, c, tile, next, after, queries, work, t, up);
+    step<1>(a, c, tile, next, after, queries, work, t, up);
+    step<2>(a, c, tile, next, after, queries, work, t, up);
+    step<3>(a, c, tile, next, after, queries, work, t, up);
+    vector[0] = after[0], vector[1] = after[1];
+    turn ^= 1;
   }
 };
 
-// The merged result of a block's queries so far. A thread has every fourth of the result's rows of
-// 32: always the same i (query vector), and feature(n) of its element n.
-template <int D, int H>
+// Sizes of decode's block: warps, and slots of each.
+template <int D, int TYPE, int H>
+struct DecodeShape {
+  static constexpr int kSlot = Slot<D, TYPE>::kBytes;
+  static constexpr int kBudget = (TYPE == kKvFp8 && H == 1 && D <= 128 ? 64 : 32) * 1024;
+  static constexpr int kFit = kBudget / (2 * kSlot);
+  static constexpr int kWarps = kFit >= 4 ? 4 : kFit >= 2 ? 2 : H;
+  static constexpr int kSlots = kWarps * 4 * kSlot <= kBudget ? 4 : 2;
+  static constexpr int kRowsOfResult = 2 * H * (D / 8);        // of 32 lanes each
+  static constexpr int kResult = kRowsOfResult * 32 + 24 * H;  // outputs, top, sum, unit
+  using DecodeRing = Ring<D, TYPE, kSlots, 32>;
+  static constexpr int kBytes = kWarps * (DecodeRing::kBytes + kResult * 4);
+};
+
+// A tile's result in shared memory: rows of 32 lanes, row (2 h + e) * D/8 + f of vector 8 h + 2 t +
+// e and feature g * D/8 + f, so that a thread of Merged has consecutive features of a vector.
+template <int D, int TYPE, int H>
+__device__ void put(const Tile<D, TYPE, H>& tile, float* result) {
+  constexpr int kOut = D / 8, kOutputs = 64 * H * kOut, kVectors = 8 * H;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int h = 0; h < H; ++h)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+      for (int f = 0; f < kOut; ++f)
+        result[((2 * h + e) * kOut + f) * 32 + lane] = tile.o[f / 2][h][f % 2 * 2 + e];
+      if (lane >= 4) continue;
+      float* of_vector = result + kOutputs + 8 * h + 2 * lane + e;
+      of_vector[0] = tile.top[h][e];
+      of_vector[kVectors] = tile.sum[h][e];
+      of_vector[2 * kVectors] = tile.unit[h][e];
+    }
+}
+
+// What a block has joined so far, each thread its rows of the results.
+template <int D, int TYPE, int H>
 struct Merged {
-  static constexpr int kVectors = 8 * H, kOwn = kVectors * D / (32 * kWarps);
-  float o[kOwn], top, sum;
-  __device__ static int query() {
-    const int i = threadIdx.x / 32 % (2 * H);
-    return threadIdx.x % 32 / 4 + i / 2 * 8;
+  using Shape = DecodeShape<D, TYPE, H>;
+  static constexpr int kOut = D / 8, kOutputs = 64 * H * kOut, kVectors = 8 * H;
+  static constexpr int kThreads = 32 * Shape::kWarps;
+  static constexpr int kOwn = Shape::kRowsOfResult / Shape::kWarps;
+  static constexpr int kGroups = kOwn > kOut ? kOwn / kOut : 1, kOfGroup = kOwn / kGroups;
+  static constexpr int kPartial = kThreads * (kOwn + 2 * kGroups);
+
+  float o[kGroups][kOfGroup], top[kGroups], sum[kGroups];
+
+  __device__ static int row(int group) {
+    return static_cast<int>(threadIdx.x) / 32 * kOwn + group * kOfGroup;
   }
-  __device__ static int feature(int n) {
-    const int row = n * kWarps + threadIdx.x / 32, i = row % (2 * H), j = row / (2 * H);
-    return (threadIdx.x % 4 * 2 + i % 2) * (D / 8) + j;
+  __device__ static int vector(int group) {
+    const int pair = row(group) / kOut;
+    return pair / 2 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + pair % 2;
+  }
+  __device__ static int feature(int group) {
+    return static_cast<int>(threadIdx.x) % 32 / 4 * kOut + row(group) % kOut;
   }
   __device__ void clear() {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) o[i] = 0;
-    sum = 0, top = -INFINITY;
-  }
-  // Explicit operations: the same bits wherever it is called.
-  __device__ void add(const float* result, bool bypass_l1) {
-    const auto get = [&](int i) { return bypass_l1 ? __ldcg(result + i) : result[i]; };
-    const float part_top = get(kVectors * D + query()),
-                part_sum = get(kVectors * (D + 1) + query());
-    const float both = fmaxf(top, part_top), base = both == -INFINITY ? 0.0f : both;
-    const float mine = exp2f(top - base), other = exp2f(part_top - base);
+    for (int i = 0; i < kGroups; ++i) {
+      top[i] = -INFINITY, sum[i] = 0;
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i)
-      o[i] = __fadd_rn(__fmul_rn(o[i], mine),
-                       __fmul_rn(get(i * 32 * kWarps + static_cast<int>(threadIdx.x)), other));
-    sum = __fadd_rn(__fmul_rn(sum, mine), __fmul_rn(part_sum, other));
-    top = both;
+      for (float& x : o[i]) x = 0;
+    }
+  }
+  __device__ void add(const float* result) {
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      const float* of_vector = result + kOutputs + vector(i);
+      const Join both =
+          join(top[i], sum[i], of_vector[0], of_vector[kVectors], of_vector[2 * kVectors]);
+      const float* from = result + row(i) * 32 + static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+      for (int n = 0; n < kOfGroup; ++n) o[i][n] = both(o[i][n], from[n * 32]);
+    }
+  }
+  __device__ void add(const Merged& part) {
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      const Join both = join(top[i], sum[i], part.top[i], part.sum[i], 1.0f);
+#pragma unroll
+      for (int n = 0; n < kOfGroup; ++n) o[i][n] = both(o[i][n], part.o[i][n]);
+    }
+  }
+  // Every float of this thread's, in an order of its own.
+  template <typename F>
+  __device__ void each(const F& f) {
+    int at = threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+#pragma unroll
+      for (float& x : o[i]) f(x, at), at += kThreads;
+      f(top[i], at), at += kThreads;
+      f(sum[i], at), at += kThreads;
+    }
   }
 };
 
-// Block: (tile of rows and heads, KV head, part of the partitions).
+// N consecutive features, N a power of two.
+template <int N>
+__device__ inline void put_features(const float (&o)[N], float sum, Bf16* to) {
+  constexpr int kWide = N < 8 ? N : 8;
+#pragma unroll
+  for (int n = 0; n < N; n += kWide) {
+    struct alignas(2 * kWide) {
+      Bf16 x[kWide];
+    } pack_of;
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) pack_of.x[i] = __float2bfloat16_rn(__fdiv_rn(o[n + i], sum));
+    *reinterpret_cast<decltype(pack_of)*>(to + n) = pack_of;
+  }
+}
+
+// Block (row and part of the group's heads, KV head, part of the spans).
 template <int D, int TYPE, int H>
-__global__ void __launch_bounds__(32 * kWarps, D > 128  ? 1
-                                               : H == 1 ? 4
-                                                        : 3)
-    attention_kernel(const __grid_constant__ AttentionArgs a) {
-  using Work = Attend<D, TYPE, H>;
-  extern __shared__ __align__(16) float results[];  // [kWarps, kResult]
+__global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
+    decode_kernel(const __grid_constant__ AttentionArgs a) {
+  using Shape = DecodeShape<D, TYPE, H>;
+  using Result = Merged<D, TYPE, H>;
+  constexpr int kWarps = Shape::kWarps, kVectors = 8 * H;
+  extern __shared__ __align__(128) uint8_t memory[];
   __shared__ bool last_block;
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
-  const int head_tile = blockIdx.x % a.head_tiles;
-  const int first_row = blockIdx.x / a.head_tiles * a.rows_a_tile;
-  const int past = min(first_row + a.rows_a_tile, a.rows.rows);
-  const int64_t width = int64_t{a.heads + 2 * a.cache.kv_heads} * D;
-  const int64_t tile = blockIdx.x + int64_t{gridDim.x} * blockIdx.y;
-
-  // Query vector i of the tile: row i / group, head i % group.
-  const auto row_of = [&](int i) { return first_row + (a.head_tiles > 1 ? 0 : i / a.group); };
-  const auto head_of = [&](int i) {
-    return a.head_tiles > 1 ? head_tile * kQueries + i : i % a.group;
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int row = a.first_row + static_cast<int>(blockIdx.x) / a.head_blocks;
+  const int first_head = static_cast<int>(blockIdx.x) % a.head_blocks * kVectors;
+  const int heads = min(kVectors, a.group - first_head);
+  const int64_t head = int64_t{blockIdx.y} * a.group + first_head;
+  const auto write = [&](const Result& r) {
+#pragma unroll
+    for (int i = 0; i < Result::kGroups; ++i)
+      if (r.vector(i) < heads)
+        put_features(r.o[i], r.sum[i],
+                     a.out + row * a.out_stride + (head + r.vector(i)) * D + r.feature(i));
   };
-  Merged<D, H> merged;
+  Result total, span_result;
+  total.clear();
+  const int slot = a.rows.slot[row];
+  if (slot < 0) {  // padding
+#pragma unroll
+    for (float& x : total.sum) x = 1;
+    if (blockIdx.z == 0) write(total);
+    return;
+  }
+  const int position = a.rows.position[row];
+  const Context context = context_of(a, slot, position);
+  const int tiles = context.tiles(), parts = static_cast<int>(gridDim.z);
+  typename Shape::DecodeRing ring{memory + warp * Shape::DecodeRing::kBytes};
+  auto* results = reinterpret_cast<float*>(memory + kWarps * Shape::DecodeRing::kBytes);
+  int span = blockIdx.z;
+  if (span * kSpanTiles + warp < tiles) ring.start(a, context, span * kSpanTiles + warp);
 
-  // Rows of a tile that belong to one sequence go together; there may be several such runs.
-  for (int run = first_row; run < past;) {
-    int end = run + 1;
+  Queries<H> queries;
+  queries.first = queries.last = position;
+  const Bf16* vectors[H];
+  const int64_t width = int64_t{a.heads + 2 * a.cache.kv_heads} * D;
+#pragma unroll
+  for (int h = 0; h < H; ++h) {
+    vectors[h] = 8 * h + g < heads ? a.qkv + row * width + (head + 8 * h + g) * D : nullptr;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) queries.position[h][e] = 8 * h + 2 * t + e < heads ? position : -1;
+  }
+  Tile<D, TYPE, H> work;
+  work.load_queries(vectors, a.scale);
+
+  const int64_t block = blockIdx.x + int64_t{gridDim.x} * blockIdx.y;
+  float* partials = a.partials + block * a.spans * Result::kPartial;
+  for (; span * kSpanTiles < tiles; span += parts) {
+    span_result.clear();
+#pragma unroll 1
+    for (int first = span * kSpanTiles; first < min(tiles, (span + 1) * kSpanTiles);
+         first += kWarps) {
+      const int tile = first + warp;
+      if (tile < tiles) {
+        int next = tile + kWarps;
+        if (next >= (span + 1) * kSpanTiles) next += (parts - 1) * kSpanTiles;
+        ring.pass(a, context, tile, next < tiles ? next : -1, queries, true, work);
+        put<D, TYPE, H>(work, results + warp * Shape::kResult);
+      }
+      __syncthreads();
+      for (int w = 0; w < kWarps && first + w < tiles; ++w)
+        span_result.add(results + w * Shape::kResult);
+      __syncthreads();
+    }
+    if (parts == 1)
+      total.add(span_result);
+    else
+      span_result.each(
+          [&](float& x, int at) { partials[int64_t{span} * Result::kPartial + at] = x; });
+  }
+  if (parts > 1) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      last_block = atomicAdd(a.counters + block, 1) + 1 == gridDim.z;
+      if (last_block) a.counters[block] = 0;
+    }
+    __syncthreads();
+    if (!last_block) return;
+    __threadfence();
+    const int spans = (tiles + kSpanTiles - 1) / kSpanTiles;
+#pragma unroll 4
+    for (int s = 0; s < spans; ++s) {
+      span_result.each(
+          [&](float& x, int at) { x = __ldcg(partials + int64_t{s} * Result::kPartial + at); });
+      total.add(span_result);
+    }
+  }
+  write(total);
+}
+
+template <int D, int TYPE, int H>
+struct PrefillShape {
+  static constexpr int kVectors = kPrefillWarps * 8 * H;
+  static constexpr int kSlots = 4 * Slot<D, TYPE>::kBytes <= 32 * 1024 ? 4 : 2;
+  using PrefillRing = Ring<D, TYPE, kSlots, 32 * kPrefillWarps>;
+  static constexpr int kTotal = 2 * H * (D / 8) * 32;  // floats of a warp's results
+  static constexpr int kBytes = PrefillRing::kBytes + kPrefillWarps * kTotal * 4;
+};
+
+// Block (rows and heads, KV head): vector i is row i / group, head i % group.
+template <int D, int TYPE, int H>
+__global__ void __launch_bounds__(kPrefillWarps * 32, 2)
+    prefill_kernel(const __grid_constant__ AttentionArgs a) {
+  using Shape = PrefillShape<D, TYPE, H>;
+  using Work = Tile<D, TYPE, H>;
+  constexpr int kOut = D / 8;
+  extern __shared__ __align__(128) uint8_t memory[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  typename Shape::PrefillRing ring{memory};
+  float* total = reinterpret_cast<float*>(memory + Shape::PrefillRing::kBytes) +
+                 warp * Shape::kTotal + lane;  // [kOut / 2, H, 4, 32]
+  const int head_block = static_cast<int>(blockIdx.x) % a.head_blocks;
+  const int first_row = a.first_row + static_cast<int>(blockIdx.x) / a.head_blocks * a.rows_a_block;
+  const int past = min(first_row + a.rows_a_block, a.end_row);
+  const int64_t width = int64_t{a.heads + 2 * a.cache.kv_heads} * D;
+  const auto row_of = [&](int i) { return first_row + (a.head_blocks > 1 ? 0 : i / a.group); };
+  const auto head_of = [&](int i) {
+    return a.head_blocks > 1 ? head_block * Shape::kVectors + i : i % a.group;
+  };
+
+  // Rows that belong to one sequence go together; there may be several such runs.
+  for (int run = first_row, end; run < past; run = end) {
     const int slot = a.rows.slot[run];
-    while (end < past && a.rows.slot[end] == slot) ++end;
-    Queries queries;
+    for (end = run + 1; end < past && a.rows.slot[end] == slot;) ++end;
+    // Its row, or -1 for a vector that is not of this run.
+    const auto row_here = [&](int v) {
+      const int i = warp * 8 * H + v, row = row_of(i);
+      return row >= run && row < end && head_of(i) < a.group ? row : -1;
+    };
+    const auto offset = [&](int v) {
+      return (blockIdx.y * a.group + head_of(warp * 8 * H + v)) * D;
+    };
+    Queries<H> queries;
     const Bf16* vectors[H];
+    int first = 0x7fffffff, last = -1;
 #pragma unroll
     for (int h = 0; h < H; ++h) {
-      const int i = g + 8 * h, row = row_of(i), head = head_of(i);
-      const bool here = row >= run && row < end && head < a.group;
-      queries.position[h] = here ? a.rows.position[row] : -1;
-      vectors[h] = here ? a.qkv + row * width + (blockIdx.y * a.group + head) * D : nullptr;
-    }
-    queries.first = a.rows.position[run], queries.last = a.rows.position[end - 1];
-    const Context context{a.rows.page_table + int64_t{slot} * a.rows.max_pages,
-                          a.cache.page_tokens,
-                          a.page_shift,
-                          a.cache.kv_heads,
-                          static_cast<int>(blockIdx.y),
-                          queries.last + 1};
-    const int partitions = (context.length + kPart - 1) / kPart;
-    Work work;
-    work.load_queries(vectors);
-    merged.clear();
-    if (gridDim.z == 1) {
-      for (int p = 0; p < partitions; p += kWarps) {
-        if (p + warp < partitions) {
-          work.run(a, context, p + warp, queries);
-          work.put(results + warp * Work::kResult);
-        }
-        __syncthreads();
-        for (int w = 0; w < kWarps && p + w < partitions; ++w)
-          merged.add(results + w * Work::kResult, false);
-        __syncthreads();
-      }
-    } else {
-      // Decode only: a tile has one row, so one run.
-      float* mine = a.partials + tile * a.partitions * Work::kResult;
-      for (int p = blockIdx.z * kWarps + warp; p < partitions; p += gridDim.z * kWarps) {
-        work.run(a, context, p, queries);
-        work.put(mine + int64_t{p} * Work::kResult);
-      }
-      __threadfence();
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        last_block = atomicAdd(a.counters + tile, 1) + 1 == gridDim.z;
-        if (last_block) a.counters[tile] = 0;
-      }
-      __syncthreads();
-      if (!last_block) return;
-      __threadfence();
-      for (int p = 0; p < partitions; ++p) merged.add(mine + int64_t{p} * Work::kResult, true);
-    }
-    const int query = merged.query(), row = row_of(query), head = head_of(query);
-    if (row >= run && row < end && head < a.group) {
-      Bf16* to = a.out + (int64_t{row} * a.heads + blockIdx.y * a.group + head) * D;
+      const int mine = row_here(8 * h + g);
+      vectors[h] = mine >= 0 && slot >= 0 ? a.qkv + mine * width + offset(8 * h + g) : nullptr;
 #pragma unroll
-      for (int i = 0; i < merged.kOwn; ++i)
-        to[merged.feature(i)] = __float2bfloat16_rn(__fdiv_rn(merged.o[i], merged.sum));
+      for (int e = 0; e < 2; ++e) {
+        const int row = row_here(8 * h + 2 * t + e);
+        const int position = row >= 0 && slot >= 0 ? a.rows.position[row] : -1;
+        queries.position[h][e] = position;
+        if (position >= 0) first = min(first, position), last = max(last, position);
+      }
     }
-    run = end;
+    for (int i = 1; i < 4; i *= 2) {
+      first = min(first, __shfl_xor_sync(~0u, first, i));
+      last = max(last, __shfl_xor_sync(~0u, last, i));
+    }
+    queries.first = first, queries.last = last;
+    float top[H][2], sum[H][2], span_top[H][2], span_sum[H][2], span[kOut / 2][H][4];
+#pragma unroll
+    for (int h = 0; h < H; ++h)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        top[h][e] = -INFINITY, sum[h][e] = slot < 0 ? 1.0f : 0.0f;  // padding: zeros
+#pragma unroll
+    for (int i = 0; i < kOut * H * 2; ++i) total[i * 32] = 0;
+
+    if (slot >= 0) {
+      const Context context = context_of(a, slot, a.rows.position[end - 1]);
+      const int tiles = context.tiles();
+      ring.start(a, context, 0);
+      Work work;
+      work.load_queries(vectors, a.scale);
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile) {
+        if (tile % kSpanTiles == 0) {
+#pragma unroll
+          for (int j = 0; j < kOut / 2; ++j)
+#pragma unroll
+            for (int h = 0; h < H; ++h)
+#pragma unroll
+              for (int i = 0; i < 4; ++i)
+                span[j][h][i] = 0, span_top[h][i % 2] = -INFINITY, span_sum[h][i % 2] = 0;
+        }
+        const bool needed = tile * kTileTokens <= queries.last;
+        ring.pass(a, context, tile, tile + 1 < tiles ? tile + 1 : -1, queries, needed, work);
+        if (!needed) continue;
+#pragma unroll
+        for (int h = 0; h < H; ++h)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const Join both = join(span_top[h][e], span_sum[h][e], work.top[h][e], work.sum[h][e],
+                                   work.unit[h][e]);
+#pragma unroll
+            for (int j = 0; j < kOut / 2; ++j)
+#pragma unroll
+              for (int i = e; i < 4; i += 2) span[j][h][i] = both(span[j][h][i], work.o[j][h][i]);
+          }
+        if (tile % kSpanTiles != kSpanTiles - 1 && (tile + 1) * kTileTokens <= queries.last)
+          continue;
+#pragma unroll
+        for (int h = 0; h < H; ++h)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const Join both = join(top[h][e], sum[h][e], span_top[h][e], span_sum[h][e], 1.0f);
+#pragma unroll
+            for (int j = 0; j < kOut / 2; ++j)
+#pragma unroll
+              for (int i = e; i < 4; i += 2) {
+                float& x = total[((j * H + h) * 4 + i) * 32];
+                x = both(x, span[j][h][i]);
+              }
+          }
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < H; ++h)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int v = 8 * h + 2 * t + e, row = row_here(v);
+        if (row < 0) continue;
+        float o[kOut];
+#pragma unroll
+        for (int f = 0; f < kOut; ++f) o[f] = total[((f / 2 * H + h) * 4 + f % 2 * 2 + e) * 32];
+        put_features(o, sum[h][e], a.out + row * a.out_stride + offset(v) + g * kOut);
+      }
   }
 }
 
 template <int D, int TYPE, int H>
-void launch(AttentionArgs a, int tiles, bool decode, const Workspace& work, cudaStream_t s) {
-  constexpr int kResult = Attend<D, TYPE, H>::kResult, kBytes = kWarps * kResult * 4;
+void launch_decode(AttentionArgs a, const Workspace& work, cudaStream_t s) {
+  using Shape = DecodeShape<D, TYPE, H>;
+  constexpr int kPartial = Merged<D, TYPE, H>::kPartial;
   [[maybe_unused]] static const cudaError_t raised = cudaFuncSetAttribute(
-      attention_kernel<D, TYPE, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  // The longest context that the page table has room for, in partitions.
-  a.partitions = (a.rows.max_pages * a.cache.page_tokens + kPart - 1) / kPart;
-  const int64_t blocks = int64_t{tiles} * a.cache.kv_heads;
-  const int64_t want = (2 * work.multiprocessors + blocks - 1) / blocks;
-  int splits = static_cast<int>(std::min<int64_t>(want, (a.partitions + kWarps - 1) / kWarps));
-  const auto partials = static_cast<size_t>(blocks * a.partitions) * kResult;
-  if (!decode || partials > work.partial_count || static_cast<size_t>(blocks) > work.counter_count)
-    splits = 1;
+      decode_kernel<D, TYPE, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
+  a.head_blocks = (a.group + 8 * H - 1) / (8 * H);
+  const int64_t blocks = int64_t{a.end_row - a.first_row} * a.head_blocks * a.cache.kv_heads;
+  // The longest context that the page table has room for. Enough blocks for six rounds of two a
+  // multiprocessor, so that the last round leaves few of them idle.
+  a.spans = (a.rows.max_pages * a.cache.page_tokens + kSpanTiles * kTileTokens - 1) /
+            (kSpanTiles * kTileTokens);
+  const int64_t want = (int64_t{12} * work.multiprocessors + blocks - 1) / blocks;
+  int parts = static_cast<int>(std::min<int64_t>(want, a.spans));
+  if (static_cast<size_t>(blocks * a.spans) * kPartial > work.partial_count ||
+      static_cast<size_t>(blocks) > work.counter_count)
+    parts = 1;
   a.partials = work.partials, a.counters = work.counters;
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(a.cache.kv_heads),
-                  static_cast<unsigned>(splits));
-  attention_kernel<D, TYPE, H><<<grid, 32 * kWarps, kBytes, s>>>(a);
+  const dim3 grid(static_cast<unsigned>((a.end_row - a.first_row) * a.head_blocks),
+                  static_cast<unsigned>(a.cache.kv_heads), static_cast<unsigned>(parts));
+  decode_kernel<D, TYPE, H><<<grid, 32 * Shape::kWarps, Shape::kBytes, s>>>(a);
 }
 
+template <int D, int TYPE, int H>
+void launch_prefill(AttentionArgs a, cudaStream_t s) {
+  using Shape = PrefillShape<D, TYPE, H>;
+  [[maybe_unused]] static const cudaError_t raised = cudaFuncSetAttribute(
+      prefill_kernel<D, TYPE, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
+  a.head_blocks = (a.group + Shape::kVectors - 1) / Shape::kVectors;
+  a.rows_a_block = std::max(1, Shape::kVectors / a.group);
+  const int rows = a.end_row - a.first_row;
+  const dim3 grid(
+      static_cast<unsigned>((rows + a.rows_a_block - 1) / a.rows_a_block * a.head_blocks),
+      static_cast<unsigned>(a.cache.kv_heads));
+  prefill_kernel<D, TYPE, H><<<grid, 32 * kPrefillWarps, Shape::kBytes, s>>>(a);
+}
+
+// The variants that there are: sixteens of vectors up to heads of 128 features, eights above; for
+// FP8 decode of groups of up to 8 heads of 64 and 128, eights too.
 template <int D, int TYPE>
-void launch_tile(AttentionArgs a, const Workspace& work, cudaStream_t s) {
-  const bool decode = a.rows.rows == a.rows.chunks;
-  a.head_tiles = (a.group + kQueries - 1) / kQueries;
-  a.rows_a_tile = decode ? 1 : std::max(1, kQueries / a.group);
-  const int tiles = (a.rows.rows + a.rows_a_tile - 1) / a.rows_a_tile * a.head_tiles;
-  a.page_shift = -1;
-  for (int i = 0; i < 16; ++i)
-    if (a.cache.page_tokens == 1 << i) a.page_shift = i;
-  a.rows_a_tile* a.group <= 8 ? launch<D, TYPE, 1>(a, tiles, decode, work, s)
-                              : launch<D, TYPE, 2>(a, tiles, decode, work, s);
+void launch_type(AttentionArgs a, const Workspace& work, cudaStream_t s) {
+  constexpr int kEights = D <= 128 ? 2 : 1;
+  const int decode_begin = a.rows.rows - a.rows.decode_rows;
+  if (decode_begin > 0) {
+    a.first_row = 0, a.end_row = decode_begin;
+    launch_prefill<D, TYPE, kEights>(a, s);
+  }
+  if (a.rows.decode_rows == 0) return;
+  a.first_row = decode_begin, a.end_row = a.rows.rows;
+  if constexpr (TYPE == kKvFp8 && (D == 64 || D == 128))
+    if (a.group <= 8) return launch_decode<D, TYPE, 1>(a, work, s);
+  launch_decode<D, TYPE, kEights>(a, work, s);
 }
 
 template <int D>
-void launch_type(const AttentionArgs& a, const Workspace& work, cudaStream_t s) {
-  if (a.cache.type == kKvFp8) return launch_tile<D, kKvFp8>(a, work, s);
-  if (a.cache.type == kKvBf16) return launch_tile<D, kKvBf16>(a, work, s);
-  launch_tile<D, kKvF32>(a, work, s);
+void launch_head_size(const AttentionArgs& a, const Workspace& work, cudaStream_t s) {
+  if (a.cache.type == kKvFp8) return launch_type<D, kKvFp8>(a, work, s);
+  if (a.cache.type == kKvBf16) return launch_type<D, kKvBf16>(a, work, s);
+  launch_type<D, kKvF32>(a, work, s);
 }
 
 }  // namespace attention_detail

@@ -88,8 +88,9 @@ struct Workspace {
   int multiprocessors = 0;
 };
 
-// Head sizes 16, 32, 64, 128, 256; any number of query heads a KV head.
-void attention(const void* qkv, void* out, float* out_scale, int32_t heads, const Cache& cache,
+// Head sizes 16, 32, 64, 128, 256; any number of query heads a KV head. The last rows.decode_rows
+// rows go as decode. With out_scale the queries in qkv do not survive.
+void attention(void* qkv, void* out, float* out_scale, int32_t heads, const Cache& cache,
                const Rows& rows, const Workspace& work, cudaStream_t s);
 
 // Pages of up to kLayersALaunch layers, in words of 4 bytes.

@@ -16,9 +16,10 @@ namespace drover {
 // A communicator of one rank, on buffers of a GPU.
 std::unique_ptr<Comm> make_solo_comm();
 
-// Ranks that share a GPU; `host` is the same ranks' communicator on host memory.
+// Ranks that share a GPU; `host` is the same ranks' communicator on host memory. `progress` moves
+// messages that are under way on: it is called while the GPU is waited for.
 std::unique_ptr<Comm> make_staged_comm(std::unique_ptr<Comm> host, Interrupt& interrupt,
-                                       double seconds);
+                                       double seconds, const std::function<void()>& progress);
 
 struct NcclPlace {
   int rank = 0, size = 1;  // in the world

@@ -130,7 +130,12 @@ std::unique_ptr<Comm> World::make_nccl_comm(Interrupt& interrupt, Progress* prog
 
 std::unique_ptr<Comm> World::make_staged_comm(Interrupt& interrupt, Progress* progress,
                                               double seconds) {
-  return drover::make_staged_comm(make_comm(interrupt, progress, seconds), interrupt, seconds);
+  const auto move_on = [comm = impl_->agreement] {
+    int there = 0;
+    DROVER_MPI(MPI_Iprobe(MPI_ANY_SOURCE, 0, comm, &there, MPI_STATUS_IGNORE));
+  };
+  return drover::make_staged_comm(make_comm(interrupt, progress, seconds), interrupt, seconds,
+                                  move_on);
 }
 
 int64_t World::agree_min(int64_t value, const Interrupt& interrupt, double seconds) {

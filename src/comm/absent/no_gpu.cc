@@ -15,6 +15,9 @@ namespace {
 int comm_gpu_count() noexcept { return 0; }
 std::unique_ptr<CommDevice> make_gpu_device(int, const Interrupt&, double) { fail(); }
 std::unique_ptr<Comm> make_solo_comm() { fail(); }
-std::unique_ptr<Comm> make_staged_comm(std::unique_ptr<Comm>, Interrupt&, double) { fail(); }
+std::unique_ptr<Comm> make_staged_comm(std::unique_ptr<Comm>, Interrupt&, double,
+                                       const std::function<void()>&) {
+  fail();
+}
 
 }  // namespace drover

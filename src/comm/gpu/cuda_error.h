@@ -32,14 +32,19 @@ class CudaEvent {
 
   cudaEvent_t get() const { return event_; }
   void record(cudaStream_t s) const { DROVER_CUDA(cudaEventRecord(event_, s)); }
-  // Throws kLostPeer at the deadline, naming `what`, and when the interrupt is raised.
-  void wait(Deadline deadline, const Interrupt& interrupt, const char* what) const {
+  // Throws kLostPeer at the deadline, naming `what`, and when the interrupt is raised. `meanwhile`,
+  // where it is given, is called while it waits.
+  void wait(Deadline deadline, const Interrupt& interrupt, const char* what,
+            const std::function<void()>& meanwhile = nullptr) const {
     wait_until(
-        [this] {
+        [&] {
           const cudaError_t e = cudaEventQuery(event_);
-          if (e == cudaErrorNotReady) return false;
-          DROVER_CUDA(e);
-          return true;
+          if (e != cudaErrorNotReady) {
+            DROVER_CUDA(e);
+            return true;
+          }
+          if (meanwhile) meanwhile();
+          return false;
         },
         deadline, interrupt, what);
   }

@@ -11,8 +11,9 @@ namespace {
 // and a copy back is queued. The memory is used again once that copy has run.
 class StagedComm final : public Comm {
  public:
-  StagedComm(std::unique_ptr<Comm> host, Interrupt& interrupt, double seconds)
-      : host_(std::move(host)), interrupt_(interrupt), seconds_(seconds) {}
+  StagedComm(std::unique_ptr<Comm> host, Interrupt& interrupt, double seconds,
+             const std::function<void()>& progress)
+      : host_(std::move(host)), interrupt_(interrupt), seconds_(seconds), progress_(progress) {}
   ~StagedComm() override {
     // After a failure a receive may still be posted on it.
     if (!interrupt_.raised()) cudaFreeHost(memory_);
@@ -25,7 +26,7 @@ class StagedComm final : public Comm {
   std::unique_ptr<Comm> split(int color, int key, const std::string& name) override {
     auto part = host_->split(color, key, name);
     if (part == nullptr) return nullptr;
-    return make_staged_comm(std::move(part), interrupt_, seconds_);
+    return make_staged_comm(std::move(part), interrupt_, seconds_, progress_);
   }
 
   void all_reduce_sum(void* buffer, size_t count, Dtype type, void* stream) override {
@@ -93,11 +94,12 @@ class StagedComm final : public Comm {
     DROVER_CUDA(cudaMemcpyAsync(device, memory_ + from, bytes, cudaMemcpyHostToDevice, s));
     used_.record(s);
   }
-  void wait(const char* what) { used_.wait(deadline_in(seconds_), interrupt_, what); }
+  void wait(const char* what) { used_.wait(deadline_in(seconds_), interrupt_, what, progress_); }
 
   std::unique_ptr<Comm> host_;
   Interrupt& interrupt_;
   double seconds_;
+  std::function<void()> progress_;
   std::byte* memory_ = nullptr;  // pinned
   size_t room_ = 0;
   CudaEvent used_;  // after the last copy from or to it; ready when there was none
@@ -106,9 +108,9 @@ class StagedComm final : public Comm {
 }  // namespace
 
 std::unique_ptr<Comm> make_staged_comm(std::unique_ptr<Comm> host, Interrupt& interrupt,
-                                       double seconds) {
+                                       double seconds, const std::function<void()>& progress) {
   if (host->size() == 1) return make_solo_comm();
-  return std::make_unique<StagedComm>(std::move(host), interrupt, seconds);
+  return std::make_unique<StagedComm>(std::move(host), interrupt, seconds, progress);
 }
 
 }  // namespace drover

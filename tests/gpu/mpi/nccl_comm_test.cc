@@ -55,6 +55,9 @@ class GpuCommTest : public testing::TestWithParam<Transport> {
   void SetUp() override {
     if (g_comms[GetParam()] == nullptr) GTEST_SKIP() << "every rank needs a GPU of its own";
   }
+  // Messages of one transport move on while a rank waits for MPI, not while it waits for NCCL (in a
+  // run the watchdog sees to it): nobody leaves a test before all have what was sent.
+  void TearDown() override { g_world->barrier(g_none, 60, "end of a test"); }
   bool staged() const { return GetParam() == kStaged; }
   // A rank to the left and the right, in a ring.
   int next() const { return (comm.rank() + 1) % comm.size(); }

@@ -1,5 +1,5 @@
-// drover bench: what a step costs, and what the communicator costs. Operations of a backend and the
-// scheduler have Google Benchmark programs of their own (tests/bench/README.md).
+// drover bench: what a step, an operation and the communicator cost. The CPU's operations and the
+// scheduler have Google Benchmark programs of their own too (tests/bench/README.md).
 #include <fmt/format.h>
 
 #include <iostream>
@@ -15,13 +15,17 @@ int bench_command(const std::vector<std::string>& arguments) {
   const std::vector<std::string> rest(arguments.begin() + (arguments.empty() ? 0 : 1),
                                       arguments.end());
   if (kind == "step") return bench_step(rest);
+  if (kind == "linear") return bench_linear(rest);
+  if (kind == "attention") return bench_attention(rest);
   if (kind == "comm") return bench_comm(rest);
   if (kind == "--help" || kind == "-h") {
-    std::cout << "drover bench step  prompt and decode rates of the engine (--help)\n"
-                 "drover bench comm  sums, gathers and messages between ranks (--help)\n";
+    std::cout << "drover bench step       prompt and decode rates of the engine (--help)\n"
+                 "drover bench linear     the linears of a model's layers on one device\n"
+                 "drover bench attention  attention over cached contexts on one device\n"
+                 "drover bench comm       sums, gathers and messages between ranks\n";
     return 0;
   }
-  DROVER_FAIL(ExitCode::kUsage, "drover bench {}: expected step or comm", kind);
+  DROVER_FAIL(ExitCode::kUsage, "drover bench {}: expected step, linear, attention or comm", kind);
 }
 
 }  // namespace drover

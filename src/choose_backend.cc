@@ -11,6 +11,8 @@
 #include "base/log.h"
 #ifdef DROVER_HAVE_CUDA
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/cupti_trace.h"
+#include "base/trace.h"
 #endif
 
 namespace drover {
@@ -108,6 +110,11 @@ BackendChoice choose_backend(const Options& options, World& world,
                "--backend {}: expected auto, cpu or cuda", name);
   if (name == "cpu") return choose_cpu(options, world);
 #ifdef DROVER_HAVE_CUDA
+  // Before the first call of CUDA, so that all of it is seen.
+  if (trace::on()) {
+    const std::string unseen = cuda::start_device_trace();
+    if (!unseen.empty()) log::warn("{}: the trace has whole steps of the GPU only", unseen);
+  }
   // All ranks alike: a host without a GPU decides for everybody.
   const std::string problem = cuda_problem();
   const bool everywhere = world.agree_min(problem.empty() ? 1 : 0, interrupt, 120) == 1;
@@ -122,6 +129,12 @@ BackendChoice choose_backend(const Options& options, World& world,
                "CUDA, or no NCCL)");
 #endif
   return choose_cpu(options, world);
+}
+
+void end_device_trace() {
+#ifdef DROVER_HAVE_CUDA
+  if (trace::on()) cuda::stop_device_trace();
+#endif
 }
 
 std::string backend_versions() {

@@ -26,6 +26,9 @@ struct BackendChoice {
 // one unasked.
 BackendChoice choose_backend(const Options& options, World& world, Interrupt& interrupt);
 
+// Hands what the device recorded to base/trace. With the device idle.
+void end_device_trace();
+
 // Libraries of the backends in this build, for `drover --version`.
 std::string backend_versions();
 

@@ -8,10 +8,12 @@
 
 #include "base/host.h"
 #include "base/log.h"
+#include "base/trace.h"
 #include "choose_backend.h"
 #include "command_line.h"
 #include "drover_version.h"
 #include "engine/worker.h"
+#include "gather_trace.h"
 #include "serve/session.h"
 #include "size_engine.h"
 #include "store/store.h"
@@ -55,6 +57,10 @@ class Rank {
     if (parts_.measure) measure();
     const ExitCode code = serve();
     if (options_.flag("report-memory")) report_memory();
+    if (!options_.text("trace").empty()) {
+      end_device_trace();
+      gather_trace(options_.text("trace"), world_, *all_);
+    }
     // Everybody leaves with rank 0's verdict.
     return static_cast<ExitCode>(-world_.agree_min(-static_cast<int64_t>(code), interrupt_, 60));
   }
@@ -64,6 +70,8 @@ class Rank {
     if (world_.rank() == 0 && parts_.prepare) parts_.prepare();
     world_.barrier(interrupt_, 120, "start of all ranks");
     open_log();
+    trace::name_thread(world_.rank() == 0 ? "main" : "worker");
+    if (!options_.text("trace").empty()) trace::start();
     grid_ = choose_grid();
     DROVER_CHECK(!options_.text("model").empty(), ExitCode::kUsage,
                  "--model is missing: give a model store, or synthetic:NAME");
@@ -233,6 +241,7 @@ class Rank {
     // Rank 0: the worker and the leader have threads of their own, LoadGen has this one.
     std::promise<void> ended;
     std::thread worker([this, &ended] {
+      trace::name_thread("worker");
       try {
         worker_->run();
       } catch (const Error& e) {
@@ -354,6 +363,7 @@ int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body
   const bool lost = code == ExitCode::kLostPeer;
   const bool together = watchdog->leave(code == ExitCode::kOk ? 5.0 : lost ? 0.5 : 2.5);
   log::flush();
+  if (interrupt.raised()) abort_all_nccl();  // GPUs may wait for a peer that is gone
   // MPI_Finalize would wait for a lost peer, and for mpirun while it sleeps before it kills.
   if (!together || interrupt.raised()) std::_Exit(static_cast<int>(code));
   release(interrupt.raised());
@@ -378,10 +388,11 @@ int run_job(const Options& options, const JobParts& parts) {
 }
 
 Json versions() {
-  return {{"drover", version::kDrover},   {"commit", version::kCommit},
-          {"build", version::kBuildType}, {"compiler", version::kCompiler},
-          {"loadgen", loadgen_version()}, {"mpi", mpi_version()},
-          {"hdf5", hdf5_version()},       {"backends", backend_versions()}};
+  return {{"drover", version::kDrover},    {"commit", version::kCommit},
+          {"build", version::kBuildType},  {"compiler", version::kCompiler},
+          {"loadgen", loadgen_version()},  {"mpi", mpi_version()},
+          {"nccl", nccl_version()},        {"hdf5", hdf5_version()},
+          {"backends", backend_versions()}};
 }
 
 }  // namespace drover

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "engine/fault.h"
 
 namespace drover {
@@ -12,6 +13,10 @@ namespace {
 
 int32_t max_pages(const WorkerLimits& l) {
   return (l.max_positions + l.page_tokens - 1) / l.page_tokens;
+}
+
+int64_t nanoseconds(Clock::time_point t) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(t.time_since_epoch()).count();
 }
 
 }  // namespace
@@ -45,6 +50,9 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
   stored_position_ = ints(rows);
   limits_.replay = limits.replay && comms.tensor->capturable();
 }
+
+// They hold communicators, which would otherwise wait for them.
+Worker::~Worker() { backend_.forget_replays(); }
 
 size_t Worker::buffer_bytes(const WorkerLimits& l) {
   const auto slots = static_cast<size_t>(l.slots);
@@ -135,6 +143,7 @@ bool Worker::poll_plan() {
 }
 
 void Worker::start(StepPlan& plan) {
+  const trace::Scope scope("queue a step", {"step", static_cast<int64_t>(plan.step)});
   // Every layer ticks: one that takes an eighth of the longest step is a hang (by default 7 s).
   progress_.enter("step", std::max(1, static_cast<int>(limits_.step_seconds / 8)));
   auto running = std::make_unique<Running>();
@@ -159,8 +168,16 @@ void Worker::finish() {
   running_.pop_front();
   const auto now = Clock::now();
   StepResult& result = r->result;
-  result.seconds = std::chrono::duration<double>(now - std::max(r->begin, last_end_)).count();
+  const trace::Scope scope("report a step", {"step", static_cast<int64_t>(result.step)});
+  const auto begin = std::max(r->begin, last_end_);
+  result.seconds = std::chrono::duration<double>(now - begin).count();
   last_end_ = now;
+  if (r->queued && trace::on()) {
+    static const int steps = trace::track("steps", "step");
+    trace::span(steps, r->decodes ? "decode step" : "mixed step", nanoseconds(begin),
+                nanoseconds(now), {"step", static_cast<int64_t>(result.step)},
+                {"rows", result.rows});
+  }
   ++steps_done_;
   rows_done_ += static_cast<uint64_t>(result.rows);
   admitted_ += r->admitted.size();
@@ -226,6 +243,7 @@ void Worker::queue(const StepPlan& plan, Running& running) {
   }
   running.event = backend_.record(backend_.stream());
   running.queued = true;
+  running.decodes = decodes;
 }
 
 // What is replayed: nothing here may depend on the host but through `rows` and `wanted`.

@@ -34,6 +34,10 @@ class Worker {
          const Grid& grid, int rank, const WorkerLimits& limits, Interrupt& interrupt,
          Progress& progress);
 
+  ~Worker();  // forgets the records
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
   // Records the steps that will be replayed and runs each once, on rows that are all padding.
   // Every rank of the replica at once.
   void prepare();
@@ -51,7 +55,8 @@ class Worker {
     std::vector<WantedRow> wanted;
     std::vector<int32_t> ids;  // of the wanted rows, once the event is done
     DeviceEvent event;
-    bool queued = false;  // on the device: there is an event
+    bool queued = false;   // on the device: there is an event
+    bool decodes = false;  // no rows of prompts
     Clock::time_point begin;
   };
   // Sampled ids on their way from the last stage to the first.

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "base/trace.h"
 #include "comm/world.h"
 
 namespace drover {
@@ -36,6 +37,7 @@ struct Leader::Impl {
   }
 
   void run() {
+    trace::name_thread("leader");
     try {
       std::chrono::microseconds pause{20};
       while (!stopping) {
@@ -82,6 +84,7 @@ struct Leader::Impl {
       auto& flight = in_flight[static_cast<size_t>(r)];
       while (static_cast<int32_t>(flight.size()) < steps_in_flight(limits) &&
              scheduler.plan(r, plan)) {
+        const trace::Scope scope("send a plan", {"step", static_cast<int64_t>(plan.step)});
         encode(plan, bytes);
         mailbox.post(grid.first_rank(r), Mailbox::Channel::kPlan, bytes);
         flight.push_back({plan.step, deadline_in(step_seconds)});

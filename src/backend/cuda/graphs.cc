@@ -26,8 +26,9 @@ cudaGraphExec_t record(cudaStream_t s, const std::function<void()>& operations) 
 
 }  // namespace
 
-Graphs::~Graphs() {
+void Graphs::clear() noexcept {
   for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  graphs_.clear();
 }
 
 void Graphs::replay(uint64_t key, cudaStream_t s, const std::function<void()>& operations) {

@@ -122,6 +122,7 @@ class CudaBackend : public Backend {
   void replay(uint64_t key, const std::function<void()>& operations) override {
     graphs_.replay(key, device_.stream, operations);
   }
+  void forget_replays() override { graphs_.clear(); }
   // Steps of 8, 16, ... an eighth of the size: at most that much is computed for nothing.
   int32_t replay_rows(int32_t rows) const override {
     if (rows <= 2) return rows;

@@ -203,8 +203,9 @@ CommPlace gpu_place(World& world, Interrupt& interrupt, Progress& progress) {
   p.device = make_gpu_device(world.local_rank() % gpus, interrupt, 60);
   const bool own = world.agree_min(world.local_size() <= gpus ? 1 : 0, interrupt, 60) == 1;
   p.transport = own ? "nccl" : "staged";
-  p.all = own ? world.make_nccl_comm(interrupt, &progress, 60, p.device->stream())
-              : world.make_staged_comm(interrupt, &progress, 60);
+  void* const stream = p.device->stream();
+  p.all = own ? world.make_nccl_comm(interrupt, &progress, 60, stream)
+              : world.make_staged_comm(interrupt, &progress, 60, stream);
   return p;
 }
 

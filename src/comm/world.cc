@@ -129,7 +129,7 @@ std::unique_ptr<Comm> World::make_nccl_comm(Interrupt& interrupt, Progress* prog
 }
 
 std::unique_ptr<Comm> World::make_staged_comm(Interrupt& interrupt, Progress* progress,
-                                              double seconds) {
+                                              double seconds, void*) {
   const auto move_on = [comm = impl_->agreement] {
     int there = 0;
     DROVER_MPI(MPI_Iprobe(MPI_ANY_SOURCE, 0, comm, &there, MPI_STATUS_IGNORE));

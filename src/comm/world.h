@@ -48,8 +48,10 @@ class World {
   std::unique_ptr<Comm> make_nccl_comm(Interrupt& interrupt, Progress* progress, double seconds,
                                        void* stream);
   // Likewise for ranks that share a GPU, which NCCL refuses: through pinned host memory and MPI.
-  // Every call waits for its stream. kEnvironment in a build without CUDA.
-  std::unique_ptr<Comm> make_staged_comm(Interrupt& interrupt, Progress* progress, double seconds);
+  // Every call waits for its stream. kEnvironment in a build without CUDA. (It needs no stream of
+  // its own; the arguments are make_nccl_comm's, so that the caller chooses by name.)
+  std::unique_ptr<Comm> make_staged_comm(Interrupt& interrupt, Progress* progress, double seconds,
+                                         void* stream);
   std::unique_ptr<Mailbox> make_mailbox();                         // collective
   std::unique_ptr<Watchdog> make_watchdog(Interrupt&, Progress&);  // collective
   // The smallest of everybody's values. Collective; ends like make_comm's waits.

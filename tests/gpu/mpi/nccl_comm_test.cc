@@ -21,9 +21,9 @@ Comm* g_comms[2] = {nullptr, nullptr};  // over all ranks; null: not here
 const Interrupt g_none;
 
 std::unique_ptr<Comm> make_comm(Transport transport, Interrupt& interrupt, double seconds) {
-  return transport == kStaged
-             ? g_world->make_staged_comm(interrupt, nullptr, seconds)
-             : g_world->make_nccl_comm(interrupt, nullptr, seconds, g_device->stream());
+  void* const stream = g_device->stream();
+  return transport == kStaged ? g_world->make_staged_comm(interrupt, nullptr, seconds, stream)
+                              : g_world->make_nccl_comm(interrupt, nullptr, seconds, stream);
 }
 
 // A vector on the GPU.

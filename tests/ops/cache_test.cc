@@ -53,7 +53,8 @@ struct Piece {
 
 // The device's view of the rows of some pieces of sequences.
 struct Rows {
-  Rows(Backend& backend, const Cache& cache, const std::vector<Piece>& pieces)
+  // Pieces of slot -1 are padding. decodes: pieces of one row at the end go as decode.
+  Rows(Backend& backend, const Cache& cache, const std::vector<Piece>& pieces, bool decodes = true)
       : slot(count(pieces)),
         position(count(pieces)),
         b_slot(backend, slot.size() * 4),
@@ -68,6 +69,8 @@ struct Rows {
     b_slot.put(slot), b_position.put(position), b_chunk.put(chunk);
     step.rows = static_cast<int32_t>(slot.size());
     step.chunks = static_cast<int32_t>(pieces.size());
+    for (size_t i = pieces.size(); decodes && i > 0 && pieces[i - 1].count == 1; --i)
+      ++step.decode_rows;
     step.row_slot = b_slot.as<int32_t>();
     step.row_position = b_position.as<int32_t>();
     step.chunk_row = b_chunk.as<int32_t>();
@@ -117,16 +120,23 @@ class CacheTest : public OpsTest {
   }
 
   std::vector<float> attend(Cache& cache, int heads, const std::vector<Piece>& pieces,
-                            std::vector<float> qkv) {
-    Rows rows(*backend_, cache, pieces);
+                            std::vector<float> qkv, bool decodes = true) {
+    Rows rows(*backend_, cache, pieces, decodes);
     const size_t n = rows.slot.size() * static_cast<size_t>(heads * cache.shape.head_size);
     Buffer b_qkv(*backend_, activation_bytes(qkv.size())), out(*backend_, activation_bytes(n));
     put_activations(b_qkv, qkv);
     Backend::Attention a;
-    a.qkv = b_qkv.as<void>(), a.out = out.as<void>(), a.heads = heads;
+    a.qkv = b_qkv.as<void>(), a.out.data = out.as<void>(), a.heads = heads;
     a.shape = cache.shape, a.cache = cache.layer;
     backend_->attention(a, rows.step, backend_->stream());
-    return get_activations(out, n);
+    const auto plain = get_activations(out, n);
+    // Quantized: the last use of qkv.
+    const int features = heads * cache.shape.head_size;
+    Quantized quantized(*backend_, rows.step.rows, features);
+    a.out = quantized.input();
+    backend_->attention(a, rows.step, backend_->stream());
+    check_quantized(quantized, plain, "attention");
+    return plain;
   }
 
   // Attention of `pieces` against the reference over what the cache holds.
@@ -142,7 +152,7 @@ class CacheTest : public OpsTest {
     int64_t first = 0;
     for (const Piece& p : pieces) {
       const int64_t context = p.start + p.count;
-      for (int h = 0; h < s.kv_heads; ++h) {
+      for (int h = 0; p.slot >= 0 && h < s.kv_heads; ++h) {
         keys.resize(static_cast<size_t>(context * d)), values.resize(keys.size());
         for (int64_t t = 0; t < context; ++t)
           for (int i = 0; i < d; ++i) {
@@ -183,6 +193,7 @@ class CacheTest : public OpsTest {
       if (contexts[i] > tail) before.push_back({i, 0, contexts[i] - tail});
       now.push_back({i, contexts[i] - tail, tail});
     }
+    std::stable_partition(now.begin(), now.end(), [](const Piece& p) { return p.count > 1; });
     if (!before.empty()) {
       auto qkv = normals(Rows::count(before) * width);
       append(cache, heads, d, true, before, qkv);
@@ -303,7 +314,7 @@ TEST_P(CacheTest, NotANumberStaysVisible) {
 TEST_P(CacheTest, AttentionEveryShape) {
   for (const KvFormat format : {KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32})
     for (const int d : {64, 128})
-      for (const int group : {1, 3, 4, 8})
+      for (const int group : {1, 3, 4, 8, 9, 16})
         round_trip(format, group == 3 ? 3 : 2, group, d, 16, {1, 2, 3, 15, 16, 17, 64, 129, 250},
                    std::string(text(format)) + " d" + std::to_string(d) + " group " +
                        std::to_string(group));
@@ -321,6 +332,73 @@ TEST_P(CacheTest, AttentionOtherPagesAndHeads) {
 TEST_P(CacheTest, AttentionLongContexts) {
   round_trip(KvFormat::kFp8, 1, 3, 64, 16, {8192, 1000, 4097, 2048}, "long");
   round_trip(KvFormat::kBf16, 1, 1, 128, 16, {8192}, "long");
+}
+
+// Decode alone, as generation has it: around the ends of tiles and spans, and up to 8,192 tokens.
+TEST_P(CacheTest, DecodeContexts) {
+  for (const KvFormat format : {KvFormat::kFp8, KvFormat::kBf16})
+    for (const int group : {format == KvFormat::kFp8 ? 8 : 13, 5}) {
+      if (group == 5 && format == KvFormat::kBf16) continue;
+      const int kv_heads = 2, heads = kv_heads * group, d = 128;
+      std::vector<int> contexts = {8192, 1, 63, 64, 65, 255, 256, 257, 513};
+      for (int i = 0; i < 5; ++i) contexts.push_back(static_cast<int>(integer(1, 1000)));
+      const int slots = static_cast<int>(contexts.size());
+      const KvShape s = shape(format, kv_heads, d, 16, slots, 8192);
+      Cache cache(*backend_, random_, s, slots, 512);
+      const auto width = static_cast<size_t>((heads + 2 * kv_heads) * d);
+      std::vector<Piece> before, now;
+      for (int i = 0; i < slots; ++i) {
+        if (contexts[i] > 1) before.push_back({i, 0, contexts[i] - 1});
+        now.push_back({i, contexts[i] - 1, 1});
+      }
+      auto past = normals(Rows::count(before) * width), qkv = normals(Rows::count(now) * width);
+      append(cache, heads, d, true, before, past);
+      const auto rotated = append(cache, heads, d, true, now, qkv);
+      compare_attention(cache, heads, now, rotated, attend(cache, heads, now, rotated),
+                        std::string("decode ") + text(format));
+    }
+}
+
+// Chunks, decoding sequences and padding in one step; each row as if it were alone.
+TEST_P(CacheTest, MixedSteps) {
+  for (const KvFormat format : {KvFormat::kFp8, KvFormat::kBf16, KvFormat::kF32})
+    for (const int page_tokens : {16, 5}) {
+      const int kv_heads = 2, group = 4, heads = kv_heads * group, d = 64;
+      const std::vector<Piece> past = {{0, 0, 100}, {2, 0, 300}, {3, 0, 700}, {4, 0, 1}};
+      const std::vector<Piece> now = {{0, 100, 50}, {1, 0, 33},       {5, 0, 1},
+                                      {-1, 0, 3},   {2, 300, 1},      {3, 700, 1},
+                                      {4, 1, 1},    {-1, 1 << 30, 1}, {-1, -7, 1}};
+      const KvShape s = shape(format, kv_heads, d, page_tokens, 6, 701);
+      Cache cache(*backend_, random_, s, 6, (701 + page_tokens - 1) / page_tokens);
+      const auto width = static_cast<size_t>((heads + 2 * kv_heads) * d);
+      auto old = normals(Rows::count(past) * width), qkv = normals(Rows::count(now) * width);
+      append(cache, heads, d, true, past, old);
+      const auto before = cache.k.get<uint8_t>();
+      const auto rotated = append(cache, heads, d, true, now, qkv);
+      const auto out = attend(cache, heads, now, rotated);
+      compare_attention(cache, heads, now, rotated, out, "mixed");
+      // The pages of no sequence are as they were.
+      const auto after = cache.k.get<uint8_t>();
+      const size_t page_bytes = after.size() / static_cast<size_t>(s.pages);
+      for (int32_t p = 0; p < s.pages; ++p) {
+        if (std::find(cache.pages.begin(), cache.pages.end(), p) != cache.pages.end()) continue;
+        EXPECT_EQ(0, std::memcmp(&before[p * page_bytes], &after[p * page_bytes], page_bytes));
+      }
+      // Alone, as decode and as a chunk, to the bit.
+      size_t row = 0;
+      for (const Piece& p : now) {
+        const size_t first = row, n = static_cast<size_t>(heads * d);
+        row += static_cast<size_t>(p.count);
+        if (p.slot < 0) continue;
+        const std::vector<float> part(rotated.begin() + first * width,
+                                      rotated.begin() + row * width);
+        for (const bool decodes : {true, false}) {
+          const auto alone = attend(cache, heads, {p}, part, decodes);
+          EXPECT_EQ(0, std::memcmp(alone.data(), &out[first * n], alone.size() * 4))
+              << text(format) << " slot " << p.slot << (decodes ? " decode" : " chunk");
+        }
+      }
+    }
 }
 
 TEST_P(CacheTest, AttentionRowCounts) {
@@ -343,7 +421,9 @@ TEST_P(CacheTest, ChunkingChangesNothing) {
     const KvShape s = shape(format, kv_heads, d, 16, 2, rows);
     auto qkv = normals(static_cast<size_t>(rows) * width);
     std::vector<float> whole;
-    for (const int chunk : {rows, 100, 16, 7, 1}) {
+    // 0: token by token, but as chunks.
+    for (const int size : {rows, 100, 16, 7, 1, 0}) {
+      const int chunk = std::max(size, 1);
       Cache cache(*backend_, random_, s, 2, (rows + 15) / 16);
       std::vector<float> out;
       for (int start = 0; start < rows; start += chunk) {
@@ -352,13 +432,13 @@ TEST_P(CacheTest, ChunkingChangesNothing) {
         part.insert(part.end(), qkv.begin(), qkv.begin() + count * width);
         const std::vector<Piece> pieces = {{0, start, count}, {1, 0, count}};
         const auto rotated = append(cache, heads, d, true, pieces, part);
-        const auto got = attend(cache, heads, pieces, rotated);
+        const auto got = attend(cache, heads, pieces, rotated, size > 0);
         out.insert(out.end(), got.begin(), got.begin() + count * heads * d);
       }
       if (whole.empty()) whole = out;
       ASSERT_EQ(out.size(), whole.size());
       EXPECT_EQ(0, std::memcmp(out.data(), whole.data(), out.size() * 4))
-          << text(format) << ", chunks of " << chunk;
+          << text(format) << ", chunks of " << size;
     }
   }
 }

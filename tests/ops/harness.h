@@ -21,6 +21,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/cpu_backend.h"
 #include "base/formats.h"
+#include "ops/reference.h"
 
 namespace drover::ops {
 
@@ -127,6 +128,69 @@ class OpsTest : public ::testing::TestWithParam<BackendCase> {
   }
   // The relative rounding of one stored activation.
   double activation_unit() const { return wide() ? 0x1p-24 : 0x1p-8; }
+
+  // Room for a linear's input in e4m3 with a scale a row, poisoned.
+  struct Quantized {
+    Quantized(Backend& backend, int64_t row_count, int64_t feature_count)
+        : rows(row_count),
+          features(feature_count),
+          data(backend, static_cast<size_t>(rows * features) *
+                            (backend.activation_dtype() == Dtype::kF32 ? 4 : 1)),
+          scale(backend, static_cast<size_t>(rows) * 4) {}
+    LinearInput input() { return {data.as<void>(), scale.as<float>()}; }
+    int64_t rows, features;
+    Buffer data, scale;
+  };
+  // What `out` holds must be what `plain`, written by the same operation as activations, becomes:
+  // scale = amax / 448 exactly, codes the nearest ones (x / scale may be rounded once before).
+  void check_quantized(Quantized& out, const std::vector<float>& plain, const std::string& where) {
+    const auto n = static_cast<size_t>(out.rows * out.features);
+    const auto scales = out.scale.get<float>();
+    const auto codes = wide() ? std::vector<uint8_t>() : out.data.get<uint8_t>(n);
+    const auto values = wide() ? out.data.get<float>(n) : std::vector<float>();
+    for (int64_t r = 0; r < out.rows; ++r) {
+      const float* x = &plain[static_cast<size_t>(r * out.features)];
+      float amax = 0;
+      bool finite = true;
+      for (int64_t j = 0; j < out.features; ++j) {
+        amax = std::max(amax, std::abs(x[j]));
+        finite = finite && std::isfinite(x[j]);
+      }
+      const float scale = scales[static_cast<size_t>(r)];
+      if (!finite) {
+        EXPECT_TRUE(std::isnan(scale)) << where << " row " << r;
+        continue;
+      }
+      const float least = std::numeric_limits<float>::min();
+      EXPECT_EQ(scale, amax / 448 < least ? 0.0f : amax / 448) << where << " row " << r;
+      if (scale == 0) {
+        for (int64_t j = 0; j < out.features; ++j) {
+          const auto i = static_cast<size_t>(r * out.features + j);
+          ASSERT_EQ(wide() ? values[i] : static_cast<float>(codes[i] & 127), 0.0f) << where;
+        }
+        continue;
+      }
+      int exponent;
+      const bool exact = std::frexp(scale, &exponent) == 0.5f;
+      // The step between numbers of e4m3 near a number.
+      const auto step = [](double y) {
+        return std::ldexp(1.0, std::max(std::ilogb(std::max(std::abs(y), 1e-30)), -6) - 3);
+      };
+      for (int64_t j = 0; j < out.features; ++j) {
+        const auto i = static_cast<size_t>(r * out.features + j);
+        const double unit = scale, want = x[j] / unit;
+        const double got = wide() ? values[i] / unit : reference::fp8(codes[i]);
+        // A hair more than half a step where x / scale was rounded; on the CPU values are code *
+        // scale, rounded once.
+        const double slack = exact && !wide() ? 0 : std::abs(want) * 0x1p-21;
+        const double grid = step(got);
+        if (std::abs(got - want) <= step(want) / 2 + slack &&
+            std::abs(got - std::nearbyint(got / grid) * grid) <= std::abs(got) * 0x1p-22)
+          continue;
+        FAIL() << where << ": code " << got << " for " << want << ", row " << r << " column " << j;
+      }
+    }
+  }
 
   // |got - want| <= tolerance, NaN never. Remembers the worst ratio of error to tolerance.
   void check(double got, double want, double tolerance, const std::string& where) {

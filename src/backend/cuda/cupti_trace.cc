@@ -222,10 +222,9 @@ void flush_device_trace() {
 }
 
 void stop_device_trace() {
-  if (!started) return;
-  for (const auto kind : kKinds) cupti.disable(kind);
   flush_device_trace();
-  started = false;
+  if (!started.exchange(false)) return;
+  for (const auto kind : kKinds) cupti.disable(kind);
 }
 
 }  // namespace drover::cuda

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "backend/cuda/cuda_check.h"
@@ -13,73 +14,9 @@
 namespace drover::cuda {
 namespace {
 
-constexpr size_t kSlice = size_t{16} << 20;
-constexpr size_t kSlices = 4;
-constexpr size_t kPiece = size_t{1} << 20;  // of a slice, what a thread copies at a time
+constexpr size_t kSlice = size_t{2} << 20;  // what a thread copies at a time
 
 size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
-// Copies with several threads, the caller's among them.
-class ParallelCopy {
- public:
-  explicit ParallelCopy(int threads) {
-    for (int i = 1; i < threads; ++i) threads_.emplace_back([this] { serve(); });
-  }
-  ~ParallelCopy() {
-    {
-      const std::lock_guard lock(mutex_);
-      ended_ = true;
-    }
-    begin_.notify_all();
-    for (auto& t : threads_) t.join();
-  }
-
-  void copy(void* to, const void* from, size_t bytes) {
-    {
-      const std::lock_guard lock(mutex_);
-      to_ = static_cast<std::byte*>(to);
-      from_ = static_cast<const std::byte*>(from);
-      bytes_ = bytes;
-      next_ = 0;
-      ++turn_;
-      busy_ = threads_.size();
-    }
-    begin_.notify_all();
-    work();
-    std::unique_lock lock(mutex_);
-    end_.wait(lock, [this] { return busy_ == 0; });
-  }
-
- private:
-  void work() {
-    for (size_t at; (at = next_.fetch_add(kPiece)) < bytes_;)
-      std::memcpy(to_ + at, from_ + at, std::min(kPiece, bytes_ - at));
-  }
-  void serve() {
-    for (uint64_t seen = 0;;) {
-      {
-        std::unique_lock lock(mutex_);
-        begin_.wait(lock, [&] { return ended_ || turn_ != seen; });
-        if (ended_) return;
-        seen = turn_;
-      }
-      work();
-      const std::lock_guard lock(mutex_);
-      if (--busy_ == 0) end_.notify_one();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable begin_, end_;
-  std::byte* to_ = nullptr;
-  const std::byte* from_ = nullptr;
-  size_t bytes_ = 0;
-  std::atomic<size_t> next_{0};
-  uint64_t turn_ = 0;
-  size_t busy_ = 0;
-  bool ended_ = false;
-  std::vector<std::thread> threads_;
-};
 
 int bits_of(WeightFormat f) {
   switch (f) {
@@ -119,41 +56,116 @@ void make_from_recipe(const WeightTensor& w, const DeviceTensor& to, cudaStream_
 
 }  // namespace
 
-// A ring of pinned slices.
+// Threads that copy slices of one tensor, each through two pinned slices of its own: while one is
+// on the bus the other is filled. The caller is the first of them, and alone for what fits a slice.
 class WeightUploader::Pinned {
  public:
-  explicit Pinned(int threads) : pool_(threads) {
-    DROVER_CUDA(cudaMallocHost(reinterpret_cast<void**>(&memory_), kSlice * kSlices));
-    for (auto& e : done_) DROVER_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+  Pinned(int threads, cudaStream_t stream) : stream_(stream), lanes_(static_cast<size_t>(threads)) {
+    DROVER_CUDA(cudaGetDevice(&device_));
+    DROVER_CUDA(cudaMallocHost(reinterpret_cast<void**>(&memory_), lanes_.size() * 2 * kSlice));
+    for (size_t i = 0; i < lanes_.size(); ++i) {
+      for (size_t k = 0; k < 2; ++k) {
+        lanes_[i].slice[k] = memory_ + (2 * i + k) * kSlice;
+        DROVER_CUDA(cudaEventCreateWithFlags(&lanes_[i].done[k], cudaEventDisableTiming));
+      }
+    }
+    for (size_t i = 1; i < lanes_.size(); ++i)
+      threads_.emplace_back([this, i] { serve(lanes_[i]); });
   }
   ~Pinned() {
-    for (auto e : done_) {
-      if (e != nullptr) cudaEventDestroy(e);
+    {
+      const std::lock_guard lock(mutex_);
+      ended_ = true;
+    }
+    begin_.notify_all();
+    for (auto& t : threads_) t.join();
+    for (const Lane& lane : lanes_) {
+      for (cudaEvent_t e : lane.done) cudaEventDestroy(e);
     }
     cudaFreeHost(memory_);
   }
   Pinned(const Pinned&) = delete;
   Pinned& operator=(const Pinned&) = delete;
 
-  void copy(void* device, const void* host, size_t bytes, cudaStream_t s) {
-    for (size_t at = 0; at < bytes;) {
-      const size_t n = std::min(kSlice, bytes - at);
-      std::byte* slice = memory_ + current_ * kSlice;
-      DROVER_CUDA(cudaEventSynchronize(done_[current_]));
-      pool_.copy(slice, static_cast<const std::byte*>(host) + at, n);
-      DROVER_CUDA(cudaMemcpyAsync(static_cast<std::byte*>(device) + at, slice, n,
-                                  cudaMemcpyHostToDevice, s));
-      DROVER_CUDA(cudaEventRecord(done_[current_], s));
-      current_ = (current_ + 1) % kSlices;
-      at += n;
+  // Returns with everything on the stream; `host` may go.
+  void copy(void* device, const void* host, size_t bytes) {
+    const bool alone = bytes <= kSlice;
+    {
+      const std::lock_guard lock(mutex_);
+      to_ = static_cast<std::byte*>(device);
+      from_ = static_cast<const std::byte*>(host);
+      bytes_ = bytes;
+      next_ = 0;
+      if (!alone) {
+        ++turn_;
+        busy_ = threads_.size();
+      }
+    }
+    if (!alone) begin_.notify_all();
+    work(lanes_.front());
+    std::unique_lock lock(mutex_);
+    end_.wait(lock, [this] { return busy_ == 0; });
+    if (failed_ != cudaSuccess) {
+      const cudaError_t e = std::exchange(failed_, cudaSuccess);
+      DROVER_FAIL(ExitCode::kEnvironment, "CUDA: copying weights to the GPU failed: {}",
+                  cudaGetErrorString(e));
     }
   }
 
  private:
-  ParallelCopy pool_;
+  struct Lane {
+    std::byte* slice[2] = {};
+    cudaEvent_t done[2] = {};
+    size_t current = 0;
+  };
+
+  cudaError_t copy_slice(Lane& lane, size_t at) {
+    const size_t k = lane.current, n = std::min(kSlice, bytes_ - at);
+    lane.current ^= 1;
+    cudaError_t e = cudaEventSynchronize(lane.done[k]);
+    if (e != cudaSuccess) return e;
+    std::memcpy(lane.slice[k], from_ + at, n);
+    e = cudaMemcpyAsync(to_ + at, lane.slice[k], n, cudaMemcpyHostToDevice, stream_);
+    return e == cudaSuccess ? cudaEventRecord(lane.done[k], stream_) : e;
+  }
+  void work(Lane& lane) {
+    for (size_t at; (at = next_.fetch_add(kSlice)) < bytes_;) {
+      const cudaError_t e = copy_slice(lane, at);
+      if (e == cudaSuccess) continue;
+      const std::lock_guard lock(mutex_);
+      failed_ = e;
+    }
+  }
+  void serve(Lane& lane) {
+    cudaSetDevice(device_);
+    for (uint64_t seen = 0;;) {
+      {
+        std::unique_lock lock(mutex_);
+        begin_.wait(lock, [&] { return ended_ || turn_ != seen; });
+        if (ended_) return;
+        seen = turn_;
+      }
+      work(lane);
+      const std::lock_guard lock(mutex_);
+      if (--busy_ == 0) end_.notify_one();
+    }
+  }
+
+  cudaStream_t stream_;
+  int device_ = 0;
   std::byte* memory_ = nullptr;
-  cudaEvent_t done_[kSlices] = {};
-  size_t current_ = 0;
+  std::vector<Lane> lanes_;
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable begin_, end_;
+  std::byte* to_ = nullptr;  // of the tensor being copied
+  const std::byte* from_ = nullptr;
+  size_t bytes_ = 0;
+  std::atomic<size_t> next_{0};
+  uint64_t turn_ = 0;
+  size_t busy_ = 0;  // threads that are not through with it
+  cudaError_t failed_ = cudaSuccess;
+  bool ended_ = false;
 };
 
 size_t device_tensor_bytes(const WeightTensor& w) {
@@ -208,9 +220,9 @@ DeviceTensor WeightUploader::upload_to(const WeightTensor& w, void* device) {
   DROVER_CHECK(w.codes.size() == w.code_bytes() && w.scales.size() == w.groups(),
                ExitCode::kInternal, "{} x {} weights {} with {} code bytes and {} scales", w.rows,
                w.cols, to_string(w.format), w.codes.size(), w.scales.size());
-  if (!pinned_) pinned_ = std::make_unique<Pinned>(threads_);
+  if (!pinned_) pinned_ = std::make_unique<Pinned>(threads_, stream_);
   const auto copy = [this](const void* to, const auto& host) {
-    pinned_->copy(const_cast<void*>(to), host.data(), host.size() * sizeof(host[0]), stream_);
+    pinned_->copy(const_cast<void*>(to), host.data(), host.size() * sizeof(host[0]));
   };
   copy(out.codes, w.codes);
   copy(out.scales, w.scales);

@@ -16,9 +16,9 @@ import sys
 # The first that fits; the rest is "other".
 CLASSES = [
     ("comm", r"nccl|all_?reduce|all_?gather|reduce_?scatter|send_|recv_|exchange|barrier|signal"),
-    ("attention", r"attention|attend|combine|flash"),
-    ("norm", r"norm|add_rows"),
-    ("linear", r"linear|gemm|matmul|cublas|cutlass|nvjet|splitk|hopper"),
+    ("attention", r"attention|decode_kernel|prefill_kernel|rope"),
+    ("norm", r"norm|add_kernel"),
+    ("linear", r"linear|gemm|cublas|cutlass|nvjet|splitk|widen_e4m3"),
 ]
 NAMES = [name for name, _ in CLASSES] + ["other"]
 

@@ -57,27 +57,28 @@ void give_buffer(uint8_t** buffer, size_t* bytes, size_t* most_records) {
   *most_records = 0;  // as many as fit
 }
 
-// "void drover::cuda::(anonymous namespace)::norm_kernel<4>(Params)" -> "norm_kernel<4>"
+// "void drover::cuda::(anonymous namespace)::write_kernel<4>(drover::cuda::NormRows)" ->
+// "write_kernel<4>(NormRows)": overloads differ in their parameters, long lists of those say
+// little.
 std::string readable(const char* mangled) {
+  constexpr size_t kLong = 80;
   int status = 0;
   char* demangled = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
   std::string s = status == 0 && demangled != nullptr ? demangled : mangled;
-  std::free(demangled);    // NOLINT: __cxa_demangle's malloc
-  if (s.ends_with(')')) {  // the parameters
-    int depth = 0;
-    for (size_t i = s.size(); i-- > 0;) {
-      depth += s[i] == ')' ? 1 : s[i] == '(' ? -1 : 0;
-      if (depth == 0) {
-        s.resize(i);
-        break;
-      }
-    }
-  }
-  for (const char* noise : {"(anonymous namespace)::", "drover::cuda::"}) {
-    for (size_t at; (at = s.find(noise)) != std::string::npos;)
-      s.erase(at, std::char_traits<char>::length(noise));
+  std::free(demangled);  // NOLINT: __cxa_demangle's malloc
+  for (const std::string noise : {"(anonymous namespace)::", "drover::cuda::"}) {
+    for (size_t at; (at = s.find(noise)) != std::string::npos;) s.erase(at, noise.size());
   }
   if (s.starts_with("void ")) s.erase(0, 5);
+  if (s.size() <= kLong || !s.ends_with(')')) return s;
+  int depth = 0;
+  for (size_t i = s.size(); i-- > 0;) {
+    depth += s[i] == ')' ? 1 : s[i] == '(' ? -1 : 0;
+    if (depth == 0) {
+      s.resize(i);
+      break;
+    }
+  }
   return s;
 }
 

@@ -33,6 +33,7 @@ BackendChoice choose_cpu(const Options& options, World& world) {
     // mpirun may have bound each rank to cores of its own, or let all of them use every core.
     c.threads = std::min(usable_cores(), std::max(1, host_cores() / world.local_size()));
   }
+  c.load_threads = std::min(4, c.threads);
   c.activations = options.text("activations");
   if (c.activations == "auto") c.activations = "bf16";
   c.backend = make_cpu_backend({.linear_type = input_type(c.activations), .threads = c.threads});
@@ -85,6 +86,7 @@ BackendChoice choose_cuda(const Options& options, World& world, Interrupt& inter
   c.gpu = true;
   bool shared = false;
   const int device = choose_gpu(options, world, interrupt, shared);
+  c.load_threads = std::clamp(usable_cores() / world.local_size() / 2, 1, 8);
   c.activations = options.text("activations");
   // W4A8 needs FP8 tensor cores that keep codes exact: Hopper.
   if (c.activations == "auto") c.activations = cuda_capability(device) >= 90 ? "fp8" : "bf16";

@@ -16,6 +16,7 @@ struct BackendChoice {
   std::unique_ptr<Backend> backend;
   std::string activations;  // inputs of linears: "bf16", "fp8", "f32"
   int threads = 1;          // of a CPU rank
+  int load_threads = 1;     // that read and check weights ahead
   bool gpu = false;
   // The communicator over all ranks for device memory.
   std::function<std::unique_ptr<Comm>(Interrupt&, Progress*, double seconds)> make_comm;

@@ -154,6 +154,9 @@ class Rank {
     limits_.order = parts_.order;
     kv_ = sizes.kv;
     connect_comms(a, sizes);
+    if (!source_->synthetic()) {
+      source_ = read_ahead(std::move(source_), shard_, size_t{1} << 30, choice_.load_threads);
+    }
     cache_ = std::make_unique<KvCache>(*backend_, kv_, shard_.layers.size());
     decoder_ = std::make_unique<Decoder>(*source_, shard_, *backend_, comms_, *cache_,
                                          limits_.step_tokens, sizes.logit_rows, progress_);

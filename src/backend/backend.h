@@ -101,6 +101,8 @@ class Backend {
   virtual Dtype activation_dtype() const = 0;
   virtual int64_t padded_rows(int64_t rows) const = 0;
   virtual Stream stream() = 0;  // the compute stream; null on the CPU
+  // Before the first call from a thread other than the one that made the backend.
+  virtual void enter_thread() = 0;
 
   // Memory. alloc: 64-byte aligned or more; throws kEnvironment saying what was for and how much.
   virtual void* alloc(size_t bytes, std::string_view purpose) = 0;
@@ -133,6 +135,7 @@ class Backend {
   // the caller's business (gather_columns).
   virtual std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) = 0;
   virtual std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) = 0;
+  virtual void loaded() = 0;  // frees what only loading needs
 
   // out[r, :] = table[tokens[row_slot[r], row_position[r]] - vocab_begin], or zeros when the token
   // is not in this shard (the shards' sum is the embedding).  tokens [slots, max_tokens].

@@ -48,6 +48,7 @@ Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
       max_rows_(max_rows),
       logit_rows_(logit_rows) {
   load(source);
+  backend.loaded();
   const Sizes n(arch_, shard_, backend, max_rows, logit_rows);
   const auto buffer = [&](size_t bytes) {
     return DeviceArray<std::byte>(backend, bytes, "activations");

@@ -90,6 +90,7 @@ void Worker::prepare() {
 }
 
 void Worker::run() {
+  backend_.enter_thread();
   for (;;) {
     if (running_.empty()) {
       progress_.enter("waiting for a plan", 30);

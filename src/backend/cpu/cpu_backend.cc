@@ -58,6 +58,7 @@ class CpuBackend : public Backend {
   Dtype activation_dtype() const override { return Dtype::kF32; }
   int64_t padded_rows(int64_t rows) const override { return linears_.padded_rows(rows); }
   Stream stream() override { return nullptr; }
+  void enter_thread() override {}
 
   void* alloc(size_t bytes, std::string_view purpose) override;
   void free(void* p) noexcept override { std::free(p); }
@@ -84,6 +85,7 @@ class CpuBackend : public Backend {
     return linears_.load(parts);
   }
   std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
+  void loaded() override {}
   void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
              const StepRows& step, void* out, Stream) override;
   void norm(const Norm& a, Stream) override;

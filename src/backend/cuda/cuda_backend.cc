@@ -21,14 +21,15 @@ constexpr size_t kCounters = 1 << 16;
 class StoredEmbedding : public Embedding {
  public:
   cuda::StoredTable table;
-  DeviceBytes codes, scales, zeros, minimums;
+  DeviceBytes memory;
 };
 
 // The device is chosen before any member allocates, the stream ends after all of them.
 struct Device {
+  int id;
   cudaDeviceProp properties{};
   cudaStream_t stream = nullptr;
-  explicit Device(int id) {
+  explicit Device(int device) : id(device) {
     DROVER_CHECK(id >= 0 && id < cuda_device_count(), ExitCode::kEnvironment,
                  "GPU {} is not there: CUDA sees {}", id, cuda_device_count());
     DROVER_CUDA(cudaSetDevice(id));
@@ -100,6 +101,7 @@ class CudaBackend : public Backend {
   // The kernels check bounds; few distinct sizes keep cuBLASLt's plans few.
   int64_t padded_rows(int64_t rows) const override { return (rows + 7) / 8 * 8; }
   Stream stream() override { return device_.stream; }
+  void enter_thread() override { DROVER_CUDA(cudaSetDevice(device_.id)); }
 
   void* alloc(size_t bytes, std::string_view purpose) override {
     return cuda::device_alloc(bytes, purpose);
@@ -142,6 +144,7 @@ class CudaBackend : public Backend {
     return linears_.load(parts);
   }
   std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
+  void loaded() override { linears_.loaded(); }
 
   void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
              const StepRows& step, void* out, Stream s) override {
@@ -235,24 +238,14 @@ std::unique_ptr<Embedding> CudaBackend::load_embedding(const WeightTensor& t) {
   DROVER_CHECK(t.permutation.empty(), ExitCode::kBadInput,
                "an embedding table cannot have permuted columns (act-order)");
   auto e = std::make_unique<StoredEmbedding>();
-  const auto upload = [&](const auto& host) {
-    const size_t bytes = host.size() * sizeof(host[0]);
-    DeviceBytes d(std::max<size_t>(bytes, 16), "the embedding table", device_.stream);
-    staging_.copy_in(d.get(), host.data(), bytes, device_.stream);
-    return d;
-  };
-  e->codes = upload(t.codes), e->scales = upload(t.scales);
-  e->zeros = upload(t.zeros), e->minimums = upload(t.minimums);
-  e->table = {static_cast<int>(t.format),
-              static_cast<int>(t.zero),
-              t.group,
-              t.scale_dtype == Dtype::kBf16,
-              t.rows,
-              t.cols,
-              static_cast<const uint8_t*>(e->codes.get()),
-              static_cast<const uint16_t*>(e->scales.get()),
-              static_cast<const uint8_t*>(e->zeros.get()),
-              static_cast<const uint16_t*>(e->minimums.get())};
+  e->memory = DeviceBytes(std::max<size_t>(cuda::device_tensor_bytes(t), 16),
+                          "the embedding table", device_.stream);
+  const cuda::DeviceTensor d = linears_.uploads().upload_to(t, e->memory.get());
+  e->table = {static_cast<int>(t.format), static_cast<int>(t.zero),
+              t.group,                    t.scale_dtype == Dtype::kBf16,
+              t.rows,                     t.cols,
+              d.codes,                    d.scales,
+              d.zeros,                    d.minimums};
   e->rows = t.rows, e->cols = t.cols, e->bytes = t.bytes();
   return e;
 }

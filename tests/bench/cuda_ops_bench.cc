@@ -3,7 +3,7 @@
 // more memory than the L2 cache holds; so do KV pages. Short bursts from a cool chip, not steady
 // state.
 //
-//   cuda_ops_bench OUT.json COMMIT [linear]
+//   cuda_ops_bench OUT.json COMMIT [linear | attention | rows]
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -136,7 +136,7 @@ struct Bench {
       for (int i = 0; i < 5; ++i) {
         const int64_t m = ms[i];
         const double t = time([&](int n) {
-          backend->linear(*copies[static_cast<size_t>(n) % count], x, out, m, false, stream);
+          backend->linear(*copies[static_cast<size_t>(n) % count], {x}, out, m, false, stream);
         });
         total[i] += t;
         report(std::string("int4 ") + s.name + " M=" + std::to_string(m), t,
@@ -153,7 +153,7 @@ struct Bench {
   }
 
   // The library's rate for the same shape with 16-bit weights.
-  void bf16(const void* x, void* out) {
+  void bf16(void* x, void* out) {
     WeightTensor w;
     w.format = WeightFormat::kBf16, w.rows = 8192, w.cols = 8192;
     w.codes.resize(size_t{8192} * 8192 * 2);
@@ -167,7 +167,7 @@ struct Bench {
     for (int i = 0; i < 3; ++i) copies.push_back(backend->load_linear({&w, 1}));
     for (const int64_t m : {1, 16, 64, 256, 1024}) {
       const double t = time([&](int n) {
-        backend->linear(*copies[static_cast<size_t>(n) % 3], x, out, m, false, stream);
+        backend->linear(*copies[static_cast<size_t>(n) % 3], {x}, out, m, false, stream);
       });
       report("bf16 cuBLASLt o M=" + std::to_string(m), t,
              static_cast<double>(w.codes.size()) + 4.0 * static_cast<double>(m) * 8192,
@@ -175,21 +175,27 @@ struct Bench {
     }
   }
 
-  // `count` sequences of `context` tokens, the last `rows` of each in this step.
-  void attention(int count, int context, int rows) {
-    const int kv_heads = 8, group = 8, d = 128, page = 16, per_slot = (context + page - 1) / page;
-    KvShape shape{KvFormat::kFp8, count * per_slot, page, kv_heads, d};
+  // `count` sequences of `context` tokens, the last `rows` of each in this step; then `decodes`
+  // sequences as long, one row each.
+  void attention(int count, int context, int rows, int decodes = 0, int kv_heads = 8,
+                 bool quantized = false) {
+    const int group = 8, d = 128, page = 16, per_slot = (context + page - 1) / page;
+    const int all = count + decodes;
+    const KvShape shape{KvFormat::kFp8, all * per_slot, page, kv_heads, d};
     const auto vectors = static_cast<size_t>(shape.pages) * kv_heads * page;
     const auto codes = [&] { return random() & 0xf7f7f7f7f7f7f7f7ull; };  // no NaN
     const auto scales = [] { return uint64_t{0x3c23d70a3c23d70aull}; };   // 0.01
-    KvLayer layer{fill(vectors * d, codes), fill(vectors * d, codes),
-                  static_cast<float*>(fill(vectors * 4, scales)),
-                  static_cast<float*>(fill(vectors * 4, scales))};
+    std::vector<KvLayer> layers(1 + size_t{150000000} / (vectors * 2 * (d + 4)));
+    for (KvLayer& l : layers)
+      l = {fill(vectors * d, codes), fill(vectors * d, codes),
+           static_cast<float*>(fill(vectors * 4, scales)),
+           static_cast<float*>(fill(vectors * 4, scales))};
     std::vector<int32_t> table(static_cast<size_t>(shape.pages)), slot, position, chunk = {0};
     for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
     std::shuffle(table.begin(), table.end(), random);
-    for (int s = 0; s < count; ++s) {
-      for (int r = 0; r < rows; ++r) slot.push_back(s), position.push_back(context - rows + r);
+    for (int s = 0; s < all; ++s) {
+      const int here = s < count ? rows : 1;
+      for (int r = 0; r < here; ++r) slot.push_back(s), position.push_back(context - here + r);
       chunk.push_back(static_cast<int32_t>(slot.size()));
     }
     const auto upload = [&](const std::vector<int32_t>& v) {
@@ -199,21 +205,71 @@ struct Bench {
     };
     int32_t* device[] = {upload(slot), upload(position), upload(chunk), upload(table)};
     const auto n = static_cast<int32_t>(slot.size());
-    const StepRows step{n, count, device[0], device[1], device[2], device[3], per_slot};
+    const StepRows step{
+        n, all, rows == 1 ? all : decodes, device[0], device[1], device[2], device[3], per_slot};
     void* qkv = activations(static_cast<size_t>(n) * (kv_heads * (group + 2)) * d);
     void* out = backend->alloc(static_cast<size_t>(n) * kv_heads * group * d * 2, "a bench");
-    const Backend::Attention a{qkv, out, kv_heads * group, shape, layer};
-    const double t = time([&](int) { backend->attention(a, step, stream); });
+    auto* scale = static_cast<float*>(backend->alloc(static_cast<size_t>(n) * 4, "a bench"));
+    const double t = time([&](int i) {
+      const Backend::Attention a{qkv,
+                                 {out, quantized ? scale : nullptr},
+                                 kv_heads * group,
+                                 shape,
+                                 layers[static_cast<size_t>(i) % layers.size()]};
+      backend->attention(a, step, stream);
+    });
     double pairs = 0;
     for (const int32_t p : position) pairs += p + 1;
-    report("attention fp8 " + std::to_string(count) + " x " + std::to_string(context) +
-               " tokens, " + std::to_string(rows) + " rows",
-           t, static_cast<double>(count) * context * kv_heads * 2.0 * (d + 4),
+    std::string name = "attention fp8 " + std::to_string(count) + " x " + std::to_string(context) +
+                       " tokens, " + std::to_string(rows) + " rows";
+    if (decodes > 0) name += ", " + std::to_string(decodes) + " decode";
+    if (kv_heads != 8) name += ", " + std::to_string(kv_heads) + " kv heads";
+    if (quantized) name += ", to e4m3";
+    report(name, t, static_cast<double>(all) * context * kv_heads * 2.0 * (d + 4),
            4.0 * pairs * kv_heads * group * d);
-    for (void* p : {qkv, out, layer.k, layer.v, static_cast<void*>(layer.k_scale),
-                    static_cast<void*>(layer.v_scale)})
-      backend->free(p);
+    for (const KvLayer& l : layers)
+      for (void* p : {l.k, l.v, static_cast<void*>(l.k_scale), static_cast<void*>(l.v_scale)})
+        backend->free(p);
+    for (void* p : {qkv, out, static_cast<void*>(scale)}) backend->free(p);
     for (int32_t* p : device) backend->free(p);
+  }
+
+  // Writers of linears' inputs, and argmax. Rows rotate over more than the L2 cache holds where
+  // there are many of them; few rows are read from it, as in a step.
+  void rows() {
+    const int64_t hidden = 8192, inner = 28672, vocabulary = 32000;
+    for (const int64_t m : {1, 64, 1024}) {
+      void* in = activations(static_cast<size_t>(m * 2 * inner));
+      void* delta = activations(static_cast<size_t>(m * hidden));
+      void* out = backend->alloc(static_cast<size_t>(m * inner * 2), "a bench");
+      auto* scale = static_cast<float*>(backend->alloc(static_cast<size_t>(m) * 4, "a bench"));
+      auto* weight = static_cast<float*>(
+          fill(static_cast<size_t>(hidden) * 4, [] { return uint64_t{0x3f8000003f800000ull}; }));
+      auto* logits = static_cast<float*>(fill(static_cast<size_t>(m * vocabulary) * 4,
+                                              [&] { return random() & 0x3fffffff3fffffffull; }));
+      const std::string rows_text = " M=" + std::to_string(m);
+      for (const bool fp8 : {false, true}) {
+        const LinearInput to{out, fp8 ? scale : nullptr};
+        const double each = fp8 ? 1 : 2;
+        Backend::Norm a;
+        a.residual = in, a.delta = delta, a.weight = weight, a.out = to;
+        a.rows = a.out_rows = m, a.features = hidden, a.epsilon = 1e-5f;
+        report(std::string(fp8 ? "norm to e4m3" : "norm") + rows_text,
+               time([&](int) { backend->norm(a, stream); }),
+               static_cast<double>(m * hidden) * (6 + each), 0);
+        report(std::string(fp8 ? "silu_gate to e4m3" : "silu_gate") + rows_text,
+               time([&](int) { backend->silu_gate(in, to, m, inner, stream); }),
+               static_cast<double>(m * inner) * (4 + each), 0);
+      }
+      Backend::Argmax best;
+      best.logits = logits, best.rows = m, best.vocab_count = vocabulary;
+      best.out = static_cast<Candidate*>(out);
+      report("argmax" + rows_text, time([&](int) { backend->argmax(best, stream); }),
+             static_cast<double>(m * vocabulary) * 4, 0);
+      for (void* p : {in, delta, out, static_cast<void*>(scale), static_cast<void*>(weight),
+                      static_cast<void*>(logits)})
+        backend->free(p);
+    }
   }
 };
 
@@ -221,19 +277,26 @@ struct Bench {
 }  // namespace drover
 
 int main(int argc, char** argv) {
-  if (argc < 3) return std::fprintf(stderr, "cuda_ops_bench OUT.json COMMIT [linear]\n"), 2;
-  const bool all = argc == 3;
+  if (argc < 3)
+    return std::fprintf(stderr, "cuda_ops_bench OUT.json COMMIT [linear | attention | rows]\n"), 2;
+  const std::string only = argc > 3 ? argv[3] : "";
   drover::Bench b;
   std::printf("%s\n", b.backend->description().c_str());
   b.copy();
-  b.linears();
-  if (all) {
+  if (only.empty() || only == "linear") b.linears();
+  if (only.empty() || only == "attention") {
     b.attention(256, 512, 1);
     b.attention(64, 2048, 1);
     b.attention(1024, 400, 1);
+    b.attention(16, 1024, 1);
     b.attention(1, 8192, 1);
+    b.attention(256, 512, 1, 0, 4);
+    b.attention(256, 512, 1, 0, 8, true);
+    b.attention(1, 512, 512, 255);
     b.attention(4, 2048, 512);
+    b.attention(8, 512, 512);
   }
+  if (only.empty() || only == "rows") b.rows();
   char date[32];
   const std::time_t now = std::time(nullptr);
   std::strftime(date, sizeof date, "%Y-%m-%d", std::gmtime(&now));

@@ -140,7 +140,11 @@ struct LinearConfig {
   int chunks = 1;
 };
 LinearConfig choose_linear(const QuantizedWeights& w, int64_t rows, const Workspace& work);
-void quantized_linear(const QuantizedWeights& w, const LinearConfig& c, const void* in, void* out,
-                      int64_t rows, bool f32_out, const Workspace& work, cudaStream_t s);
+// in_scale: null, or [rows], which the sums are multiplied by.
+void quantized_linear(const QuantizedWeights& w, const LinearConfig& c, const void* in,
+                      const float* in_scale, void* out, int64_t rows, bool f32_out,
+                      const Workspace& work, cudaStream_t s);
+// Exact. count is a multiple of 16.
+void e4m3_to_bf16(const void* in, void* out, size_t count, cudaStream_t s);
 
 }  // namespace drover::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/cuda_check.h"
+#include "backend/cuda/hopper_linear.h"
 
 #define DROVER_CUBLAS(call)                                                 \
   do {                                                                      \
@@ -16,6 +17,13 @@ namespace drover::cuda {
 namespace {
 
 constexpr size_t kLtWorkspace = size_t{32} << 20;
+constexpr int64_t kWidenedRows = 256;
+
+class HopperLinear : public Linear {
+ public:
+  HopperWeights w;
+  DeviceBytes records;
+};
 
 class QuantizedLinear : public Linear {
  public:
@@ -30,14 +38,6 @@ class FloatLinear : public Linear {
 
 bool quantized(const WeightTensor& w) {
   return w.format == WeightFormat::kInt4 || w.format == WeightFormat::kInt8;
-}
-
-template <typename T>
-DeviceBytes upload(const std::vector<T>& host, cudaStream_t s) {
-  const size_t bytes = host.size() * sizeof(T);
-  DeviceBytes d(std::max<size_t>(bytes, 16), "weights on their way", s);
-  DROVER_CUDA(cudaMemcpyAsync(d.get(), host.data(), bytes, cudaMemcpyHostToDevice, s));
-  return d;
 }
 
 // Enough chunks for three blocks a multiprocessor at small batches, each of 1,024 columns or more.
@@ -84,8 +84,16 @@ struct LinearEngine::Plan {
   }
 };
 
-LinearEngine::LinearEngine(const Workspace& work, cudaStream_t stream)
-    : work_(work), stream_(stream), lt_workspace_(kLtWorkspace, "cuBLASLt's workspace", stream) {
+LinearEngine::LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs)
+    : work_(work),
+      stream_(stream),
+      fp8_inputs_(fp8_inputs),
+      uploads_(stream),
+      lt_workspace_(kLtWorkspace, "cuBLASLt's workspace", stream) {
+  int device = 0;
+  DROVER_CUDA(cudaGetDevice(&device));
+  DROVER_CUDA(cudaDeviceGetAttribute(&compute_capability_major_, cudaDevAttrComputeCapabilityMajor,
+                                     device));
   DROVER_CUBLAS(cublasLtCreate(&handle_));
 }
 
@@ -109,7 +117,39 @@ std::unique_ptr<Linear> LinearEngine::load(std::span<const WeightTensor> parts) 
   }
   auto w = quantized(first) ? load_quantized(parts, rows) : load_float(parts, rows);
   w->rows = rows, w->cols = first.cols;
+  fresh_ = true;
   return w;
+}
+
+RepackSource LinearEngine::upload(const WeightTensor& p) {
+  const DeviceTensor d = uploads_.upload(p);
+  return {p.format == WeightFormat::kInt4 ? 4 : 8,
+          p.group,
+          static_cast<int>(p.zero),
+          p.rows,
+          p.cols,
+          d.codes,
+          d.scales,
+          d.zeros,
+          d.minimums};
+}
+
+std::unique_ptr<Linear> LinearEngine::load_hopper(std::span<const WeightTensor> parts,
+                                                  int64_t rows) {
+  auto l = std::make_unique<HopperLinear>();
+  const WeightTensor& first = parts.front();
+  l->w = hopper_shape(fp8_inputs_, first.scale_dtype == Dtype::kBf16, rows, first.cols);
+  l->bytes = hopper_bytes(l->w);
+  l->records = DeviceBytes(l->bytes, "weights", stream_);
+  l->w.records = l->records.get();
+  l->quantized_input = fp8_inputs_;
+  int64_t row = 0;
+  for (const WeightTensor& p : parts) {
+    hopper_repack(upload(p), row, l->w, stream_);
+    DROVER_CUDA_LAUNCHED("repacking for Hopper");
+    row += p.rows;
+  }
+  return l;
 }
 
 std::unique_ptr<Linear> LinearEngine::load_quantized(std::span<const WeightTensor> parts,
@@ -119,9 +159,13 @@ std::unique_ptr<Linear> LinearEngine::load_quantized(std::span<const WeightTenso
   DROVER_CHECK(known && first.cols % first.group == 0, ExitCode::kBadInput,
                "the CUDA backend has groups of 32, 64 and 128 columns: found {} of {} columns",
                first.group, first.cols);
+  const int bits = first.format == WeightFormat::kInt4 ? 4 : 8;
+  if (hopper_fits(compute_capability_major_, bits, first.group, first.zero == ZeroKind::kSymmetric,
+                  first.cols))
+    return load_hopper(parts, rows);
   auto l = std::make_unique<QuantizedLinear>();
   QuantizedWeights& w = l->w;
-  w.bits = first.format == WeightFormat::kInt4 ? 4 : 8;
+  w.bits = bits;
   w.group = first.group;
   const bool fast = w.bits == 4 && w.group == 128 && first.zero == ZeroKind::kSymmetric;
   w.zero = first.zero == ZeroKind::kMinimums ? 2 : fast ? 0 : 1;
@@ -140,23 +184,17 @@ std::unique_ptr<Linear> LinearEngine::load_quantized(std::span<const WeightTenso
   w.codes = l->codes.get();
   w.scales = static_cast<const uint32_t*>(l->scales.get());
   w.offsets = static_cast<const uint32_t*>(l->offsets.get());
+  l->quantized_input = fp8_inputs_ && bits == 4;
+  const size_t widened = static_cast<size_t>(kWidenedRows * first.cols) * 2;
+  if (l->quantized_input && widened > widened_bytes_) {
+    widened_ = DeviceBytes(widened, "inputs in bf16", stream_);
+    widened_bytes_ = widened;
+  }
   int64_t row = 0;
   for (const WeightTensor& p : parts) {
-    const auto codes = upload(p.codes, stream_), scales = upload(p.scales, stream_),
-               zeros = upload(p.zeros, stream_), minimums = upload(p.minimums, stream_);
-    const RepackSource from{w.bits,
-                            w.group,
-                            static_cast<int>(p.zero),
-                            p.rows,
-                            p.cols,
-                            static_cast<const uint8_t*>(codes.get()),
-                            static_cast<const uint16_t*>(scales.get()),
-                            static_cast<const uint8_t*>(zeros.get()),
-                            static_cast<const uint16_t*>(minimums.get())};
-    repack(from, row, w, stream_);
+    repack(upload(p), row, w, stream_);
     DROVER_CUDA_LAUNCHED("repacking");
     row += p.rows;
-    DROVER_CUDA(cudaStreamSynchronize(stream_));
   }
   return l;
 }
@@ -169,11 +207,10 @@ std::unique_ptr<Linear> LinearEngine::load_float(std::span<const WeightTensor> p
   l->weights = DeviceBytes(l->bytes, "weights", stream_);
   auto* to = static_cast<uint16_t*>(l->weights.get());
   for (const WeightTensor& p : parts) {
-    const auto raw = upload(p.codes, stream_);
-    to_bf16(static_cast<int>(p.format), raw.get(), to, static_cast<size_t>(p.rows * cols), stream_);
+    to_bf16(static_cast<int>(p.format), uploads_.upload(p).codes, to,
+            static_cast<size_t>(p.rows * cols), stream_);
     DROVER_CUDA_LAUNCHED("weights to bf16");
     to += p.rows * cols;
-    DROVER_CUDA(cudaStreamSynchronize(stream_));
   }
   return l;
 }
@@ -209,21 +246,53 @@ const LinearEngine::Plan& LinearEngine::plan(int64_t n, int64_t k, int64_t rows,
   return *slot;
 }
 
-void LinearEngine::run(const Linear& linear, const void* in, void* out, int64_t rows,
+void LinearEngine::run(const Linear& linear, const LinearInput& in, void* out, int64_t rows,
                        bool f32_out) {
   if (rows == 0) return;
+  DROVER_CHECK((in.scale != nullptr) == linear.quantized_input, ExitCode::kInternal,
+               "a linear of {} x {} takes {}, and its input has {}", linear.rows, linear.cols,
+               linear.quantized_input ? "e4m3 with scales" : "bf16",
+               in.scale != nullptr ? "scales" : "none");
+  if (const auto* h = dynamic_cast<const HopperLinear*>(&linear)) {
+    HopperConfig c = choose_hopper(h->w, rows, work_);
+    if (fresh_) c.variant.dependent = false;  // it would read weights before they are there
+    fresh_ = false;
+    DROVER_CHECK(hopper_linear(h->w, c, in.data, in.scale, out, rows, f32_out, work_, stream_),
+                 ExitCode::kInternal, "no tensor map for {} rows of {} at {}", rows, linear.cols,
+                 in.data);
+    DROVER_CUDA_LAUNCHED("a linear");
+    return;
+  }
   if (const auto* q = dynamic_cast<const QuantizedLinear*>(&linear)) {
-    quantized_linear(q->w, choose_linear(q->w, rows, work_), in, out, rows, f32_out, work_,
-                     stream_);
-    DROVER_CUDA_LAUNCHED("a quantized linear");
+    run_quantized(*q, in, out, rows, f32_out);
     return;
   }
   const auto& f = static_cast<const FloatLinear&>(linear);
   const Plan& p = plan(f.rows, f.cols, rows, f32_out);
   const float one = 1, zero = 0;
-  DROVER_CUBLAS(cublasLtMatmul(handle_, p.operation, &one, f.weights.get(), p.w, in, p.in, &zero,
-                               out, p.out, out, p.out, &p.choice.algo, lt_workspace_.get(),
+  DROVER_CUBLAS(cublasLtMatmul(handle_, p.operation, &one, f.weights.get(), p.w, in.data, p.in,
+                               &zero, out, p.out, out, p.out, &p.choice.algo, lt_workspace_.get(),
                                kLtWorkspace, stream_));
+}
+
+void LinearEngine::run_quantized(const Linear& linear, const LinearInput& in, void* out,
+                                 int64_t rows, bool f32_out) {
+  const auto& q = static_cast<const QuantizedLinear&>(linear);
+  if (in.scale == nullptr) {
+    quantized_linear(q.w, choose_linear(q.w, rows, work_), in.data, nullptr, out, rows, f32_out,
+                     work_, stream_);
+    DROVER_CUDA_LAUNCHED("a quantized linear");
+    return;
+  }
+  for (int64_t first = 0; first < rows; first += kWidenedRows) {
+    const int64_t count = std::min(kWidenedRows, rows - first);
+    e4m3_to_bf16(static_cast<const uint8_t*>(in.data) + first * q.cols, widened_.get(),
+                 static_cast<size_t>(count * q.cols), stream_);
+    quantized_linear(q.w, choose_linear(q.w, count, work_), widened_.get(), in.scale + first,
+                     static_cast<uint8_t*>(out) + first * q.rows * (f32_out ? 4 : 2), count,
+                     f32_out, work_, stream_);
+    DROVER_CUDA_LAUNCHED("a quantized linear of e4m3");
+  }
 }
 
 }  // namespace drover::cuda

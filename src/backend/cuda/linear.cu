@@ -1,4 +1,6 @@
 // Repacking of quantized weights at load, and the choice of a configuration for a linear.
+#include <cuda_fp8.h>
+
 #include <algorithm>
 
 #include "backend/cuda/linear_kernel.cuh"
@@ -70,7 +72,30 @@ __global__ void repack_scales(RepackSource f, int64_t row_begin, QuantizedWeight
   reinterpret_cast<uint16_t*>(const_cast<uint32_t*>(w.offsets))[at] = offset;
 }
 
+__global__ void widen_e4m3(const uint4* in, uint4* out, size_t count) {
+  const size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x;
+  if (i >= count) return;
+  const uint4 v = in[i];
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+  uint32_t wide[8];
+  for (int j = 0; j < 8; ++j) {
+    const auto pair = static_cast<__nv_fp8x2_storage_t>(words[j / 2] >> (j % 2 * 16));
+    const __half2_raw h = __nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3);
+    const __nv_bfloat162 b = __float22bfloat162_rn(__half22float2(__half2(h)));
+    wide[j] = *reinterpret_cast<const uint32_t*>(&b);
+  }
+  out[2 * i] = {wide[0], wide[1], wide[2], wide[3]};
+  out[2 * i + 1] = {wide[4], wide[5], wide[6], wide[7]};
+}
+
 }  // namespace
+
+void e4m3_to_bf16(const void* in, void* out, size_t count, cudaStream_t s) {
+  const size_t packs = count / 16;
+  if (packs == 0) return;
+  widen_e4m3<<<static_cast<unsigned>((packs + 255) / 256), 256, 0, s>>>(
+      static_cast<const uint4*>(in), static_cast<uint4*>(out), packs);
+}
 
 void repacked_bytes(const QuantizedWeights& w, size_t bytes[3]) {
   const auto padded = static_cast<size_t>(w.tiles * w.blocks) * 16 * 128;
@@ -105,12 +130,13 @@ LinearConfig choose_linear(const QuantizedWeights& w, int64_t rows, const Worksp
   return c;
 }
 
-void quantized_linear(const QuantizedWeights& w, const LinearConfig& c, const void* in, void* out,
-                      int64_t rows, bool f32_out, const Workspace& work, cudaStream_t s) {
+void quantized_linear(const QuantizedWeights& w, const LinearConfig& c, const void* in,
+                      const float* in_scale, void* out, int64_t rows, bool f32_out,
+                      const Workspace& work, cudaStream_t s) {
   if (rows == 0) return;
   LinearArgs a;
   a.codes = static_cast<const uint4*>(w.codes), a.scales = w.scales, a.offsets = w.offsets;
-  a.x = static_cast<const __nv_bfloat16*>(in), a.out = out;
+  a.x = static_cast<const __nv_bfloat16*>(in), a.x_scale = in_scale, a.out = out;
   a.partials = work.partials, a.counters = work.counters;
   a.rows = rows, a.n = w.rows, a.k = w.cols;
   a.blocks = static_cast<int>(w.blocks), a.chunk = w.chunk, a.chunks = c.chunks;

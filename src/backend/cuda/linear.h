@@ -1,4 +1,5 @@
-// Linears of the CUDA backend: quantized ones through linear_kernel.cuh, float ones through
+// Linears of the CUDA backend. INT4 in symmetric groups of 128 on Hopper goes through
+// hopper_kernel.cuh, other quantized weights through linear_kernel.cuh, float ones through
 // cuBLASLt.
 #pragma once
 
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cuda/device_weights.h"
 #include "backend/cuda/kernels.h"
 
 namespace drover::cuda {
@@ -39,23 +41,38 @@ void* device_alloc(size_t bytes, std::string_view purpose);
 
 class LinearEngine {
  public:
-  // fp8_inputs: INT4 layers take their inputs in e4m3 (W4A8), else in bf16 (W4A16).
+  // Of the current device. fp8_inputs: INT4 layers take their inputs in e4m3 (W4A8), else in bf16
+  // (W4A16).
   LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs);
   ~LinearEngine();
   LinearEngine(const LinearEngine&) = delete;
   LinearEngine& operator=(const LinearEngine&) = delete;
 
   std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);
+  WeightUploader& uploads() { return uploads_; }
+  // Frees what only loading needs.
+  void loaded() { uploads_.release(); }
   void run(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out);
 
  private:
   struct Plan;
+  RepackSource upload(const WeightTensor& part);
+  std::unique_ptr<Linear> load_hopper(std::span<const WeightTensor> parts, int64_t rows);
   std::unique_ptr<Linear> load_quantized(std::span<const WeightTensor> parts, int64_t rows);
   std::unique_ptr<Linear> load_float(std::span<const WeightTensor> parts, int64_t rows);
+  void run_quantized(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out);
   const Plan& plan(int64_t n, int64_t k, int64_t rows, bool f32_out);
 
   Workspace work_;
   cudaStream_t stream_;
+  bool fp8_inputs_;
+  int compute_capability_major_ = 0;
+  WeightUploader uploads_;
+  bool fresh_ = false;  // weights were repacked since the last launch
+  // Inputs in e4m3 become bf16 here, kWidenedRows at a time, where no kernel takes them as they
+  // are.
+  DeviceBytes widened_;
+  size_t widened_bytes_ = 0;
   cublasLtHandle_t handle_ = nullptr;
   DeviceBytes lt_workspace_;
   // Heuristics are asked once for each shape and kept.

@@ -39,6 +39,7 @@ struct LinearArgs {
   const uint32_t* scales;
   const uint32_t* offsets;
   const __nv_bfloat16* x;
+  const float* x_scale;  // [rows] or null
   void* out;
   float* partials;
   uint32_t* counters;
@@ -286,6 +287,7 @@ struct LinearKernel {
 
   __device__ static void write(const LinearArgs& a, int64_t token, int64_t n, float value) {
     if (token >= a.rows || n >= a.n) return;
+    if (a.x_scale != nullptr) value *= __ldg(a.x_scale + token);
     if (a.f32_out)
       static_cast<float*>(a.out)[token * a.n + n] = value;
     else

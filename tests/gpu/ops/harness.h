@@ -12,6 +12,13 @@ namespace drover::ops {
 
 inline std::vector<BackendCase> backends() {
   return {{"cuda", [] { return make_cuda_backend({}); }, false},
+          {"cuda_w4a8",
+           [] {
+             CudaOptions o;
+             o.inputs = Dtype::kFp8E4m3;
+             return make_cuda_backend(o);
+           },
+           false},
           // Next to no workspace: chunks of columns and partitions of contexts one after the other.
           {"cuda_no_split",
            [] {

@@ -1,0 +1,210 @@
+// Hopper linears: repacking at load, the choice of a configuration, the launch.
+#include <algorithm>
+#include <cstdio>
+
+#include "backend/cuda/hopper_kernel.cuh"
+
+namespace drover::cuda {
+namespace {
+
+constexpr int kSharedLimit = 227 * 1024;       // a block alone on a multiprocessor
+constexpr int kSharedLimitOfTwo = 113 * 1024;  // 1 KiB of each is the system's
+constexpr uint64_t kEvictFirst = 0x12f0000000000000, kEvictNormal = 0x1000000000000000;
+
+__device__ int code_of(const RepackSource& f, int64_t row, int64_t col) {
+  const int64_t i = row * f.cols + col;
+  return (f.codes[i / 2] >> (i % 2 * 4)) & 15;
+}
+
+// A nibble of 2 m + s for c = q - 8: s with m = -c - 1, or m = c.
+__device__ uint32_t signed_nibble(int q) {
+  return static_cast<uint32_t>(q < 8 ? (7 - q) * 2 + 1 : (q - 8) * 2);
+}
+
+// A thread makes one word of a record: of 64-row tile, block of columns, word of 1,024. Words of a
+// thread of the warpgroup are [2 packs, 128 threads, 4 words]. e4m3, A registers of the k32 step j:
+// word 2 j has row g (low nibbles of the bytes) and row g + 8 (high) at columns 4 (lane % 4) on,
+// word 2 j + 1 the same 16 columns further. bf16, k16 step j: word j, nibbles i and i + 4 the pair
+// of register i.
+__global__ void repack_records(RepackSource f, int64_t row_begin, HopperWeights w) {
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  const int word = static_cast<int>(i % 1024), thread = word / 4 % 128;
+  const int64_t block = i / 1024 % w.blocks, half = row_begin / 64 + i / 1024 / w.blocks;
+  if (half > (row_begin + f.rows - 1) / 64) return;
+  const int j = word / 512 * 4 + word % 4;  // of the thread's 8 words
+  const int64_t row = half * 64 + thread / 32 * 16 + thread % 32 / 4 - row_begin;
+  const int lane = thread % 4;
+  uint32_t bits = 0;
+  for (int e = 0; e < 8; ++e) {
+    int64_t r, c;
+    int shift;
+    if (w.fp8) {
+      r = row + e / 4 * 8, c = j / 2 * 32 + j % 2 * 16 + lane * 4 + e % 4;
+      shift = e % 4 * 8 + e / 4 * 4;
+    } else {  // register e / 2, half e % 2
+      r = row + e / 2 % 2 * 8, c = j * 16 + e / 4 * 8 + lane * 2 + e % 2;
+      shift = e / 2 * 4 + e % 2 * 16;
+    }
+    if (r < 0 || r >= f.rows) continue;
+    const int q = code_of(f, r, block * 128 + c);
+    bits |= (w.fp8 ? signed_nibble(q) : static_cast<uint32_t>(q)) << shift;
+  }
+  auto* record =
+      reinterpret_cast<uint32_t*>(static_cast<char*>(w.records) +
+                                  ((half / 2 * w.blocks + block) * 2 + half % 2) * kHopperRecord);
+  // Parts of a stack may share a record: only bits of this part's rows are added.
+  atomicOr(record + word, bits);
+}
+
+// Scales of rows g and g + 8 of a warp are the halves of a word.
+__global__ void repack_record_scales(RepackSource f, int64_t row_begin, HopperWeights w) {
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i >= f.rows * w.blocks) return;
+  const int64_t row = row_begin + i / w.blocks, block = i % w.blocks, half = row / 64;
+  auto* record = static_cast<char*>(w.records) +
+                 ((half / 2 * w.blocks + block) * 2 + half % 2) * kHopperRecord;
+  const int64_t at = row % 64 / 16 * 16 + row % 8 * 2 + row % 16 / 8;
+  reinterpret_cast<uint16_t*>(record + 4096)[at] = f.scales[i];
+}
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
+                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                            CUtensorMapFloatOOBfill);
+
+// Through the runtime, so that nothing links with libcuda (it is not there where there is no GPU).
+Encode encoder() {
+  static const Encode found = [] {
+    void* p = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
+    const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000,
+                                                           cudaEnableDefault, &result);
+#else
+    const cudaError_t e =
+        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &p, cudaEnableDefault, &result);
+#endif
+    return reinterpret_cast<Encode>(
+        e == cudaSuccess && result == cudaDriverEntryPointSuccess ? p : nullptr);
+  }();
+  return found;
+}
+
+hopper::Entry find_kernel(bool fp8, const HopperVariant& v) {
+  return fp8 ? hopper::find_fp8(v) : hopper::find_bf16(v);
+}
+
+}  // namespace
+
+bool hopper_fits(int compute_capability_major, int bits, int group, bool symmetric, int64_t cols) {
+  return compute_capability_major == 9 && bits == 4 && group == 128 && symmetric && cols % 128 == 0;
+}
+
+HopperWeights hopper_shape(bool fp8, bool bf16_scales, int64_t rows, int64_t cols) {
+  HopperWeights w;
+  w.fp8 = fp8, w.bf16_scales = bf16_scales, w.rows = rows, w.cols = cols;
+  w.tiles = static_cast<int>((rows + 255) / 256) * 2;
+  w.blocks = static_cast<int>(cols / 128);
+  return w;
+}
+
+size_t hopper_bytes(const HopperWeights& w) {
+  return static_cast<size_t>(w.tiles) * static_cast<size_t>(w.blocks) * 2 * kHopperRecord;
+}
+
+void hopper_repack(const RepackSource& from, int64_t row_begin, const HopperWeights& to,
+                   cudaStream_t s) {
+  if (from.rows == 0) return;
+  const int64_t halves = (row_begin + from.rows - 1) / 64 - row_begin / 64 + 1;
+  const int64_t words = halves * to.blocks * 1024, scales = from.rows * to.blocks;
+  repack_records<<<static_cast<unsigned>(words / 256), 256, 0, s>>>(from, row_begin, to);
+  repack_record_scales<<<static_cast<unsigned>((scales + 255) / 256), 256, 0, s>>>(from, row_begin,
+                                                                                   to);
+}
+
+HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& work,
+                         const HopperVariant& v) {
+  HopperConfig c;
+  c.variant = v;
+  const hopper::Entry kernel = find_kernel(w.fp8, v);
+  const int limit = v.per_sm == 1 ? kSharedLimit : kSharedLimitOfTwo;
+  c.token_tiles = static_cast<int>((rows + v.tokens - 1) / v.tokens);
+  c.weight_tiles = w.tiles / (v.row_tiles * v.cluster);
+  if (w.tiles % (v.row_tiles * v.cluster) != 0) ++c.weight_tiles;
+  const int tiles = c.token_tiles * c.weight_tiles;
+  c.workers = std::max(1, work.multiprocessors * v.per_sm / v.cluster);
+  c.whole_tiles = tiles;
+  const int left = tiles % c.workers;
+  // Sums cost traffic: a wave that is nearly full is left as it is.
+  if (v.split && left != 0 && (tiles < c.workers || left * 16 < c.workers * 15)) {
+    const int split = tiles < c.workers ? tiles : c.workers + left;
+    // Four blocks of columns a worker or more, and never less than one.
+    const int units = split * w.blocks;
+    const int workers = tiles < c.workers ? std::clamp(units / 4, 1, c.workers) : c.workers;
+    const bool room =
+        static_cast<size_t>(workers) * 2 * static_cast<size_t>(kernel.partials) <=
+            work.partial_count &&
+        static_cast<size_t>(split) * 2 * static_cast<size_t>(v.cluster) <= work.counter_count &&
+        int64_t{units} * (workers + 1) < int64_t{1} << 31;
+    if (room && workers > 1) {
+      c.workers = workers;
+      c.split_tiles = split, c.whole_tiles = tiles - split;
+    }
+  }
+  if (c.split_tiles == 0) c.workers = std::min(c.workers, tiles);
+  c.stages = std::min(v.max_stages, (limit - kernel.fixed_bytes) / kernel.slot_bytes);
+  c.shared_bytes = kernel.fixed_bytes + c.stages * kernel.slot_bytes;
+  return c;
+}
+
+// Measured on an H100 (hopper_linear_bench). Up to 32 tokens a block takes half of the shared
+// memory, so that a launch's first weights come while the launch before still runs; bf16 inputs
+// want two blocks instead, to unpack in time.
+HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work) {
+  HopperVariant v;
+  v.tokens = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
+  if (v.tokens <= 32 && w.fp8) v.max_stages = 11;
+  if (v.tokens <= 32 && !w.fp8) v.per_sm = 2;
+  return plan_hopper(w, rows, work, v);
+}
+
+int describe(const HopperConfig& c, char* to, size_t room) {
+  const HopperVariant& v = c.variant;
+  return std::snprintf(to, room,
+                       "%dx%d cluster %d, %d a multiprocessor, %d stages, %d workers: %d whole and "
+                       "%d split tiles",
+                       128 * v.row_tiles, v.tokens, v.cluster, v.per_sm, c.stages, c.workers,
+                       c.whole_tiles, c.split_tiles);
+}
+
+bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in,
+                   const float* in_scale, void* out, int64_t rows, bool f32_out,
+                   const Workspace& work, cudaStream_t s) {
+  const HopperVariant& v = c.variant;
+  const hopper::Entry kernel = find_kernel(w.fp8, v);
+  const Encode encode = encoder();
+  if (kernel.launch == nullptr || encode == nullptr) return false;
+  CUtensorMap map;
+  const auto bytes = static_cast<cuuint64_t>(w.fp8 ? 1 : 2);
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(w.cols), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(w.cols) * bytes};
+  const cuuint32_t box[2] = {w.fp8 ? 128u : 64u, static_cast<cuuint32_t>(v.tokens / v.cluster)};
+  const cuuint32_t steps[2] = {1, 1};
+  if (encode(&map, w.fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+             const_cast<void*>(in), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
+    return false;
+  hopper::Args a{};
+  a.records = static_cast<const char*>(w.records), a.in_scale = in_scale, a.out = out;
+  a.partials = work.partials, a.counters = work.counters;
+  a.rows = static_cast<int>(rows), a.n = w.rows, a.blocks = w.blocks;
+  a.token_tiles = c.token_tiles, a.whole_tiles = c.whole_tiles, a.split_tiles = c.split_tiles;
+  a.workers = c.workers, a.stages = c.stages;
+  a.policy = c.token_tiles == 1 ? kEvictFirst : kEvictNormal;
+  a.f32_out = f32_out, a.bf16_scales = w.bf16_scales, a.turns = v.turns;
+  kernel.launch(a, map, c, s);
+  return true;
+}
+
+}  // namespace drover::cuda

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 import drover
+import goldens
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 class Run:
@@ -90,10 +93,7 @@ def check_same_answers(tmp_path, got, want, extra):
     asked = prompts(max(different) + 1)
     rows = drover.logits(tmp_path / "margins", [(asked[s] + want[s][:-1], len(asked[s]) - 1)
                                                 for s in different], extra=extra)
-    margins = []
-    for i in range(len(different)):
-        best = np.partition(np.asarray(rows.sequence(i)), -2, axis=1)
-        margins.append(best[:, -1] - best[:, -2])
+    margins = goldens.margins(rows, len(different))
     rows.remove()
     near = drover.check_same_tokens([got[s] for s in different], [want[s] for s in different],
                                     margins, 1e-3)
@@ -115,6 +115,29 @@ def data_tool(name, *arguments):
                        capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert p.returncode == 0, f"{name}: exit code {p.returncode}\n{p.stdout}\n{p.stderr}"
     return p.stdout
+
+
+def compare_rouge(file, run_, reference, what):
+    """What score.py says of one run beside another, written to `file`: ROUGE of both and the ratios
+    with their 95 % intervals over the samples, in pairs."""
+    logs = [r.logs("accuracy") / "mlperf_log_accuracy.json" for r in (run_, reference)]
+    data_tool("data/score.py", logs[0], "--dataset", drover.DATASET, "--samples",
+              run_.result["samples"], "--compare", logs[1], "--out", file)
+    scores = json.loads(pathlib.Path(file).read_text())
+    for kind in ROUGE:
+        r = scores["compare"]["ratio"][kind]
+        print(f"{what}, {scores['samples']} samples, {kind}: {scores['rouge'][kind]:.4f} against "
+              f"{scores['compare']['rouge'][kind]:.4f}; ratio {r['ratio']:.4f}, 95 % interval "
+              f"[{r['low']:.4f}, {r['high']:.4f}]")
+    return scores
+
+
+def check_sane(scores):
+    """Far apart means broken, however wide the interval is."""
+    for kind in ROUGE:
+        r = scores["compare"]["ratio"][kind]
+        assert r["low"] <= r["ratio"] <= r["high"]
+        assert 0.8 < r["ratio"] < 1.25
 
 
 def copy(run_, to):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import drover
+import goldens as reference
 
-EXACT = ("--activations", "f32", "--kv", "f32", "--threads", "1")
+EXACT = (*reference.EXACT, "--threads", "1")
 PROMPTS, TOKENS = 12, 24
 
 
@@ -35,10 +36,7 @@ def synthetic(tmp_path_factory):
     rows = drover.logits(folder / "rows", [(p + t[:-1], len(p) - 1)
                                            for p, t in zip(prompts, tokens)],
                          model="synthetic:tiny", extra=EXACT)
-    margins = []
-    for i in range(len(prompts)):
-        best = np.sort(np.asarray(rows.sequence(i)), axis=1)
-        margins.append(best[:, -1] - best[:, -2])
+    margins = reference.margins(rows, len(prompts))
     rows.remove()
     assert len({t for answer in tokens for t in answer}) > 10, "the model says always the same"
     return prompts, tokens, margins
@@ -81,10 +79,7 @@ def test_batch_of_64_equals_one_by_one(tmp_path, goldens):
     alone = drover.generate(tmp_path, prompts, new_tokens=8, extra=(*EXACT, "--one-by-one"))
     rows = drover.logits(tmp_path / "rows", [(p + t[:-1], len(p) - 1)
                                              for p, t in zip(prompts, alone)], extra=EXACT)
-    margins = []
-    for i in range(len(prompts)):
-        best = np.partition(np.asarray(rows.sequence(i)), -2, axis=1)
-        margins.append(best[:, -1] - best[:, -2])
+    margins = reference.margins(rows, len(prompts))
     rows.remove()
     near = drover.check_same_tokens(at_once, alone, margins, 1e-3)
     print(f"64 prompts, {near} near-ties")

@@ -3,16 +3,13 @@
 ROUGE says little of a model this small, so the whole set also compares next-token distributions,
 teacher-forced (the goldens' are in test_goldens.py)."""
 
-import json
-
 import numpy as np
 import pytest
 
 import drover
 import results
-from test_goldens import kl
+from goldens import kl
 
-KINDS = ("rouge1", "rouge2", "rougeL")
 TOKENS = 64
 BATCH = ("--max-sequences", 64, "--activations", "bf16")
 
@@ -28,30 +25,14 @@ def compare(folder, samples):
     results.need_packages()
     runs = {kv: answers(folder, kv, samples) for kv in ("fp8", "bf16")}
     assert all(run.result["kv"] == kv and run.result["valid"] for kv, run in runs.items())
-    log = {kv: run.logs("accuracy") / "mlperf_log_accuracy.json" for kv, run in runs.items()}
-    results.data_tool("data/score.py", log["fp8"], "--dataset", drover.DATASET, "--samples",
-                      runs["fp8"].result["samples"], "--compare", log["bf16"], "--out",
-                      folder / "scores.json")
-    scores = json.loads((folder / "scores.json").read_text())
-    for kind in KINDS:
-        r = scores["compare"]["ratio"][kind]
-        print(f"{scores['samples']} samples, {kind}: {scores['rouge'][kind]:.4f} with FP8 KV, "
-              f"{scores['compare']['rouge'][kind]:.4f} with bf16; ratio {r['ratio']:.4f}, 95 % "
-              f"interval [{r['low']:.4f}, {r['high']:.4f}]")
+    scores = results.compare_rouge(folder / "scores.json", runs["fp8"], runs["bf16"],
+                                   "FP8 KV against bf16")
     return scores, runs
-
-
-def check_sane(scores):
-    """Far apart means broken, however wide the interval is."""
-    for kind in KINDS:
-        r = scores["compare"]["ratio"][kind]
-        assert r["low"] <= r["ratio"] <= r["high"]
-        assert 0.8 < r["ratio"] < 1.25
 
 
 def test_rouge_of_256_samples(tmp_path):
     scores, runs = compare(tmp_path, 256)
-    check_sane(scores)
+    results.check_sane(scores)
     for kind, r in scores["compare"]["ratio"].items():
         assert r["high"] >= 0.99, f"{kind}: worse than 16-bit KV beyond chance"
     eight, sixteen = runs["fp8"].accuracy(), runs["bf16"].accuracy()
@@ -66,7 +47,7 @@ def test_rouge_of_256_samples(tmp_path):
 @pytest.mark.slow
 def test_whole_set(tmp_path):
     scores, runs = compare(tmp_path, 0)
-    check_sane(scores)
+    results.check_sane(scores)
     forced = runs["bf16"].accuracy()
     prompts = results.prompts(len(forced))
     same, total, divergence = 0, 0, []

@@ -1,6 +1,8 @@
 // HDF5 with owned handles and hostile files in mind. Private to the store room.
 //
-// HDF5's serial build is not thread-safe: whoever calls anything here holds mutex().
+// HDF5's serial build is not thread-safe: whoever calls anything here holds mutex(), but for
+// Array::read and Array::verify, which take it themselves, and not while they read plain chunks. An
+// Array belongs to one thread at a time.
 #pragma once
 
 #include <hdf5.h>
@@ -105,6 +107,8 @@ class Array {
  private:
   static Array open(const Group& g, const std::string& name, Element e);
   void check_storage(int rank) const;
+  // The chunk's bytes in the file as they are, past HDF5; false where it must decode them.
+  bool load_plain(int file, uint64_t offset, uint64_t bytes);
   // Fills buffer_ with the elements of one chunk that lie within the dataset.
   void load_chunk(uint64_t chunk_row, uint64_t chunk_col);
   uint64_t chunk_columns() const;  // chunks side by side
@@ -115,6 +119,7 @@ class Array {
   int rank_ = 2;
   Extent extent_;
   std::string where_;
+  int file_ = -1;  // HDF5's own descriptor, where chunks lie in the file as they are; else -1
   bool checksums_read_ = false;
   std::vector<uint32_t> checksums_;
   std::vector<uint8_t> buffer_;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <mutex>
 #include <optional>
 
 #include "base/sha256.h"
@@ -216,7 +217,6 @@ class Hdf5ModelStore : public ModelStore {
 
 WeightTensor Hdf5ModelStore::read(const std::string& name, int64_t r0, int64_t r1, int64_t c0,
                                   int64_t c1) {
-  h5::Lock lock(h5::mutex());
   const auto found = tensors_.find(name);
   DROVER_CHECK(found != tensors_.end(), ExitCode::kBadInput, "{}: tensor {} is missing", file_,
                name);
@@ -226,16 +226,24 @@ WeightTensor Hdf5ModelStore::read(const std::string& name, int64_t r0, int64_t r
                    c1 <= t.info.cols && c0 % group == 0 && c1 % group == 0,
                ExitCode::kInternal, "{}: rows [{}, {}) and columns [{}, {}) of {} x {}, group {}",
                name, r0, r1, c0, c1, t.info.rows, t.info.cols, t.info.group);
+  // HDF5's lock is held to open things; their bytes are read by several threads at once.
+  std::unique_lock lock(h5::mutex());
   const h5::Group g = group_of(t);
   const Fields fields(g, t);
+  h5::Array codes = fields.codes();
+  std::optional<h5::Array> scales, zeros, minimums;
+  if (t.quantized()) scales = fields.scales();
+  if (t.info.zero == ZeroKind::kZeroPoints) zeros = fields.zeros();
+  if (t.info.zero == ZeroKind::kMinimums) minimums = fields.minimums();
   WeightTensor w;
+  if (t.permuted) w.permutation = read_permutation(fields.permutation(), t.info.cols, c0, c1);
+  lock.unlock();
   w.format = t.info.format;
   w.rows = r1 - r0;
   w.cols = c1 - c0;
   w.group = t.info.group;
   w.zero = t.info.zero;
   w.scale_dtype = t.scale_dtype;
-  h5::Array codes = fields.codes();
   if (!t.quantized()) {
     const int64_t element = t.info.format == WeightFormat::kF32 ? 4 : 2;
     w.codes.resize(static_cast<size_t>(w.rows * w.cols * element));
@@ -248,21 +256,19 @@ WeightTensor Hdf5ModelStore::read(const std::string& name, int64_t r0, int64_t r
   const int64_t g0 = c0 / group, g1 = c1 / group;
   const auto count = static_cast<size_t>(w.rows * (g1 - g0));
   w.scales.resize(count);
-  fields.scales().read(r0, r1, g0, g1, w.scales.data());
-  if (t.info.zero == ZeroKind::kZeroPoints) {
+  scales->read(r0, r1, g0, g1, w.scales.data());
+  if (zeros) {
     w.zeros.resize(count);
-    h5::Array zeros = fields.zeros();
-    zeros.read(r0, r1, g0, g1, w.zeros.data());
+    zeros->read(r0, r1, g0, g1, w.zeros.data());
     for (uint8_t z : w.zeros) {
       DROVER_CHECK(z <= 16, ExitCode::kBadInput, "{}: a zero point of {}; 0 to 16 are allowed",
-                   zeros.where(), z);
+                   zeros->where(), z);
     }
   }
-  if (t.info.zero == ZeroKind::kMinimums) {
+  if (minimums) {
     w.minimums.resize(count);
-    fields.minimums().read(r0, r1, g0, g1, w.minimums.data());
+    minimums->read(r0, r1, g0, g1, w.minimums.data());
   }
-  if (t.permuted) w.permutation = read_permutation(fields.permutation(), t.info.cols, c0, c1);
   return w;
 }
 

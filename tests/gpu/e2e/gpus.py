@@ -7,10 +7,10 @@ import os
 import drover
 import goldens as reference
 
-# Largest logit error allowed against the 32-bit reference, and least share of equal choices: those of
-# the CPU's arithmetic (tests/e2e/test_goldens.py) for bf16; inputs of linears in e4m3 have four bits.
+# Largest logit error allowed against the 32-bit reference, and least share of equal choices: what the
+# CPU's arithmetic of the same formats gives and a half more (tests/e2e/test_goldens.py).
 BOUNDS = {("bf16", "bf16"): (5.5, 0.97), ("bf16", "fp8"): (11, 0.93),
-          ("fp8", "bf16"): (16, 0.88), ("fp8", "fp8"): (16, 0.88)}
+          ("fp8", "bf16"): (12, 0.92), ("fp8", "fp8"): (23, 0.91)}
 
 
 @functools.cache

@@ -7,8 +7,9 @@ usage() {
   cat <<'TEXT'
 usage: launch/demo.sh [--all] [--ranks 1|2|3|6] [--samples N] [--max-new-tokens N] [--out DIR [--force]] [-- drover's options]
   --all               the whole set of questions (default: the first 64)
-  --ranks N           6: tensor parallel 3 × pipeline 2 (default with six cores or more); 3: tensor
-                      parallel 3; 2: pipeline 2 (default on fewer); 1: one rank
+  --ranks N           6: tensor parallel 3 × pipeline 2; 3: tensor parallel 3; 2: pipeline 2; 1: one
+                      rank. Default: one rank a GPU, as far as the model can be divided; without GPUs
+                      6 with six cores or more, 2 on fewer
   --max-new-tokens N  longest answer (default 64)
   --out DIR           default build/demo/result, which is replaced each time
 TEXT
@@ -35,18 +36,21 @@ while [[ $# -gt 0 ]]; do
   esac
 done
 if [[ -z $out ]]; then out=$build/demo/result force=(--force); fi
-if [[ -z $ranks ]]; then
-  if (($(drover_cores) >= 6)); then ranks=6; else ranks=2; fi
+# The demo's model has 3 KV heads, and is divided on so many ranks.
+grid_of() {  # ranks
+  case $1 in
+    1) echo --tp 1 --pp 1 ;;
+    2) echo --tp 1 --pp 2 ;;
+    3) echo --tp 3 --pp 1 ;;
+    6) echo --tp 3 --pp 2 ;;
+    *) return 1 ;;
+  esac
+}
+if [[ -n $ranks ]] && ! grid_of "$ranks" >/dev/null; then
+  echo "demo.sh: --ranks $ranks: the demo's model has 3 KV heads; choose 1, 2, 3 or 6" >&2
+  exit 2
 fi
-case $ranks in
-  1) grid=(--tp 1 --pp 1) ;;
-  2) grid=(--tp 1 --pp 2) ;;
-  3) grid=(--tp 3 --pp 1) ;;
-  6) grid=(--tp 3 --pp 2) ;;
-  *) echo "demo.sh: --ranks $ranks: the demo's model has 3 KV heads; choose 1, 2, 3 or 6" >&2; exit 2 ;;
-esac
 
-program=()
 if [[ -f $root/CMakeLists.txt ]]; then
   "$here/setup.sh"
   echo "demo: building"
@@ -57,20 +61,38 @@ if [[ -f $root/CMakeLists.txt ]]; then
     echo "demo.sh: the build failed; all of it is in $build/demo-build.log" >&2
     exit 4
   fi
-  program=(--program "$build/release/drover")
+  program=$build/release/drover
 else
   "$here/setup.sh" --no-system
+  program=$root/../../bin/drover
 fi
 "$here/prepare_demo.sh"
+
+cpu_ranks=2 gpus=0 backend=auto
+if (($(drover_cores) >= 6)); then cpu_ranks=6; fi
+if [[ $("$program" --version) == *backends*cuda* ]]; then gpus=$(drover_gpus); fi
+if [[ -n $ranks ]]; then
+  cpu_ranks=$ranks
+  if ((ranks > gpus)); then backend=cpu; fi
+elif ((gpus > 0)); then
+  for ranks in 6 3 2 1; do
+    if ((ranks <= gpus)); then break; fi
+  done
+else
+  ranks=$cpu_ranks
+fi
+read -ra grid < <(grid_of "$ranks")
+read -ra cpu_grid < <(grid_of "$cpu_ranks")
 
 demo=$build/demo
 python=$build/venv/bin/python
 common=(run --model "$demo/smollm2-135m.h5" --dataset "$demo/chatterbot.h5" --scenario offline --demo
-  --samples "$samples" --max-new-tokens "$new_tokens" "${grid[@]}")
+  --samples "$samples" --max-new-tokens "$new_tokens")
 # Exit code 5 means a complete run that LoadGen calls INVALID: the table says so, and so does our own.
-drover_run() {
-  local code=0
-  "$here/run.sh" -np "$ranks" "${program[@]}" -- "$@" || code=$?
+drover_run() {  # ranks, drover's arguments
+  local code=0 np=$1
+  shift
+  "$here/run.sh" -np "$np" --program "$program" -- "$@" || code=$?
   if ((code != 0 && code != 5)); then
     echo "demo.sh: drover ended with exit code $code; its logs are beside the results" >&2
     exit "$code"
@@ -78,22 +100,26 @@ drover_run() {
   return "$code"
 }
 
-echo "demo: the main job, $ranks ranks (${grid[*]}), INT4 weights, FP8 KV"
+where="on the CPU"
+if [[ $backend == auto ]] && ((gpus > 0)); then where="each on a GPU"; fi
+echo "demo: the main job, ranks: $ranks $where (${grid[*]}), INT4 weights, FP8 KV"
 verdict=0
-drover_run "${common[@]}" --mode performance,accuracy --out "$out" "${force[@]}" "$@" || verdict=$?
+drover_run "$ranks" "${common[@]}" "${grid[@]}" --backend "$backend" --mode performance,accuracy --out "$out" \
+  "${force[@]}" "$@" || verdict=$?
 
-# The same questions without quantized arithmetic: 32-bit activations, 16-bit KV. Kept, by its options
-# and by what decides its numbers.
+# The same questions without quantized arithmetic: 32-bit activations, 16-bit KV, on the CPU. Kept, by
+# its options and by what decides its numbers.
 if [[ -d $root/src ]]; then
   sources=$(find "$root"/src/{base,engine,backend,model,store} -type f | sort | xargs cat | sha256sum)
 else
-  sources=$(sha256sum <"$root/../../bin/drover")
+  sources=$(sha256sum <"$program")
 fi
-key=$(printf '%s ' "$samples" "$new_tokens" "${grid[@]}" "$(<"$demo/.stamp")" "$sources" | sha256sum | cut -c 1-12)
+key=$(printf '%s ' "$samples" "$new_tokens" "${cpu_grid[@]}" "$(<"$demo/.stamp")" "$sources" | sha256sum | cut -c 1-12)
 reference=$demo/reference/$key
 if [[ ! -f $reference/.scored ]]; then
   echo "demo: the reference, unquantized (kept for the next time)"
-  drover_run "${common[@]}" --activations f32 --kv bf16 --mode accuracy --out "$reference" --force
+  drover_run "$cpu_ranks" "${common[@]}" "${cpu_grid[@]}" --backend cpu --activations f32 --kv bf16 \
+    --mode accuracy --out "$reference" --force
   "$python" "$root/data/score.py" "$reference/accuracy/mlperf_log_accuracy.json" \
     --dataset "$demo/chatterbot.h5" --samples "$samples" --result "$reference/result.json" >/dev/null
   touch "$reference/.scored"

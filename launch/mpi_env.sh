@@ -14,6 +14,18 @@ drover_cores() {
   echo "$cores"
 }
 
+# GPUs that a program may use here and the CUDA backend can: compute capability 8.0 or later.
+drover_gpus() {
+  local capabilities visible=${CUDA_VISIBLE_DEVICES-all} count allowed
+  capabilities=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null) || { echo 0; return; }
+  count=$(awk '$1 >= 8.0' <<<"$capabilities" | wc -l)
+  if [[ $visible != all ]]; then
+    allowed=$(tr ',' '\n' <<<"$visible" | grep -c '[^[:space:]]') || true
+    if ((allowed < count)); then count=$allowed; fi
+  fi
+  echo "$count"
+}
+
 # May one process of ours read another's memory? Containers often refuse; Open MPI then complains of
 # every large message.
 drover_cma_works() {

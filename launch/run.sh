@@ -57,11 +57,19 @@ fi
 [[ -x $program ]] || complain 4 "no drover at $program: build it (cmake --preset release && ninja -C build/release) or name one with --program"
 command -v mpirun >/dev/null || complain 4 "mpirun is not in PATH: run launch/setup.sh, or load the Open MPI module"
 
+# A bundle brings spare copies of libraries that nearly every machine has (bundle.sh).
+spare=$(dirname "$(realpath "$program")")/../lib/spare
+if [[ -d $spare ]] && ldd "$program" 2>/dev/null | grep -q 'not found'; then
+  LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$(realpath "$spare")
+  export LD_LIBRARY_PATH
+fi
+
 drover_mpi_env "$ranks" "$hostfile"
 command=(mpirun -np "$ranks" "${DROVER_MPIRUN_FLAGS[@]}")
 if [[ -n $hostfile ]]; then
   # Other hosts do not inherit the environment.
   command+=(-x OMP_NUM_THREADS)
+  if [[ -d $spare && -n ${LD_LIBRARY_PATH:-} ]]; then command+=(-x LD_LIBRARY_PATH); fi
 fi
 command+=("$program" "$@")
 {

@@ -64,18 +64,21 @@ __device__ inline uint32_t pack(float low, float high) {
   }
 }
 
-// Two e4m3 codes as f16.
-__device__ inline uint32_t fp8_pair(uint32_t codes) {
+// Four e4m3 codes as f16: the first two, and the others.
+__device__ inline void fp8_pairs(uint32_t codes, uint32_t& low, uint32_t& high) {
 #if __CUDA_ARCH__ >= 890
-  uint32_t r;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"(static_cast<uint16_t>(codes)));
-  return r;
+  asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.rn.f16x2.e4m3x2 %0, l; "
+      "cvt.rn.f16x2.e4m3x2 %1, h; }"
+      : "=r"(low), "=r"(high)
+      : "r"(codes));
 #else
   // Exponents shifted, times 2^8: exact, subnormals too.
-  const uint32_t w = __byte_perm(codes, 0, 0x1404);
-  const uint32_t bits = (w & 0x80008000u) | ((w & 0x7f007f00u) >> 1);
-  const __half2 r = __hmul2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(256.0f));
-  return *reinterpret_cast<const uint32_t*>(&r);
+  const auto pair = [](uint32_t w) {
+    const uint32_t bits = (w & 0x80008000u) | ((w & 0x7f007f00u) >> 1);
+    const __half2 r = __hmul2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(256.0f));
+    return *reinterpret_cast<const uint32_t*>(&r);
+  };
+  low = pair(__byte_perm(codes, 0, 0x1404)), high = pair(__byte_perm(codes, 0, 0x3424));
 #endif
 }
 
@@ -230,8 +233,8 @@ struct Tile {
         for (int i = 0; i < 4; ++i) c[h][i] = 0;
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
-        const uint32_t a[4] = {key_pair(low, k, 0), key_pair(high, k, 0), key_pair(low, k, 1),
-                               key_pair(high, k, 1)};
+        uint32_t a[4];
+        key_pairs(low, k, a[0], a[2]), key_pairs(high, k, a[1], a[3]);
 #pragma unroll
         for (int h = 0; h < H; ++h) mma<TYPE>(c[h], a, q[k][h]);
       }
@@ -253,14 +256,17 @@ struct Tile {
           }
       }
   }
-  __device__ static uint32_t key_pair(const uint32_t (&key)[S::kKeyWords], int k, int half) {
-    if constexpr (TYPE == kKvFp8)
-      return fp8_pair(half == 0 ? key[k] : key[k] >> 16);
-    else if constexpr (TYPE == kKvBf16)
-      return key[2 * k + half];
-    else
-      return pack<TYPE>(__uint_as_float(key[4 * k + 2 * half]),
-                        __uint_as_float(key[4 * k + 2 * half + 1]));
+  // Elements 4 k to 4 k + 3 of a lane's share of a key.
+  __device__ static void key_pairs(const uint32_t (&key)[S::kKeyWords], int k, uint32_t& a,
+                                   uint32_t& b) {
+    if constexpr (TYPE == kKvFp8) {
+      fp8_pairs(key[k], a, b);
+    } else if constexpr (TYPE == kKvBf16) {
+      a = key[2 * k], b = key[2 * k + 1];
+    } else {
+      a = pack<TYPE>(__uint_as_float(key[4 * k]), __uint_as_float(key[4 * k + 1]));
+      b = pack<TYPE>(__uint_as_float(key[4 * k + 2]), __uint_as_float(key[4 * k + 3]));
+    }
   }
 
   // Probabilities (not divided by their sum), and top and sum of the tile. Ready for values().
@@ -338,8 +344,8 @@ struct Tile {
       for (int b = 0; b < 2; ++b) {
         const Value &x = v[2 * b], &y = v[2 * b + 1];
         if constexpr (TYPE == kKvFp8) {
-          const uint32_t codes = __byte_perm(x[j / 2], y[j / 2], j % 2 == 0 ? 0x5140 : 0x7362);
-          a[2 * b] = fp8_pair(codes), a[2 * b + 1] = fp8_pair(codes >> 16);
+          fp8_pairs(__byte_perm(x[j / 2], y[j / 2], j % 2 == 0 ? 0x5140 : 0x7362), a[2 * b],
+                    a[2 * b + 1]);
         } else if constexpr (TYPE == kKvBf16) {
           a[2 * b] = __byte_perm(x[j], y[j], 0x5410),
                 a[2 * b + 1] = __byte_perm(x[j], y[j], 0x7632);

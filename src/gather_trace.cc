@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/log.h"
 #include "base/trace.h"
 
 namespace drover {
@@ -45,7 +46,10 @@ void gather_trace(const std::string& file, World& world, Comm& all) {
   int64_t begin = trace::started_ns();
   all.broadcast(&begin, sizeof(begin), 0, nullptr);
   std::string mine = trace::take_json_events(world.rank(), offset - begin);
-  if (mine.size() > kMostBytes) mine.clear();
+  if (mine.size() > kMostBytes) {
+    log::warn("the trace of this rank is {} bytes, too many to send: left out", mine.size());
+    mine.clear();
+  }
   auto size = static_cast<uint64_t>(mine.size());
   std::vector<uint64_t> sizes(static_cast<size_t>(world.size()));
   all.all_gather(&size, sizes.data(), sizeof(size), nullptr);

@@ -15,6 +15,7 @@
 #include "engine/worker.h"
 #include "gather_trace.h"
 #include "serve/session.h"
+#include "share_weights.h"
 #include "size_engine.h"
 #include "store/store.h"
 
@@ -154,12 +155,24 @@ class Rank {
     limits_.order = parts_.order;
     kv_ = sizes.kv;
     connect_comms(a, sizes);
-    if (!source_->synthetic()) {
+    // Synthetic weights are made where they are needed; a CPU replica reads for itself.
+    const bool shares = choice_.gpu && grid_.dp > 1 && !source_->synthetic();
+    if (!source_->synthetic() && (!shares || grid_.replica_of(world_.rank()) == 0)) {
       source_ = read_ahead(std::move(source_), shard_, size_t{1} << 30, choice_.load_threads);
+    }
+    if (shares) {
+      const int shard = world_.rank() % grid_.replica_ranks();
+      host_peers_ = all_->split(shard, world_.rank(), "weights' headers");
+      peers_ = device_->split(shard, world_.rank(), "weights");
+      source_ = share_weights(std::move(source_), *host_peers_);
     }
     cache_ = std::make_unique<KvCache>(*backend_, kv_, shard_.layers.size());
     decoder_ = std::make_unique<Decoder>(*source_, shard_, *backend_, comms_, *cache_,
                                          limits_.step_tokens, sizes.logit_rows, progress_);
+    if (shares) {
+      decoder_->share(*peers_);
+      backend_->wait(backend_->record(backend_->stream()), deadline_in(seconds), interrupt_);
+    }
     worker_ = std::make_unique<Worker>(*decoder_, *backend_, comms_, *mailbox_, grid_,
                                        world_.rank(), sizes.worker, interrupt_, progress_);
     log::info(
@@ -330,6 +343,7 @@ class Rank {
   Backend* backend_ = nullptr;  // choice_'s
   std::unique_ptr<Comm> all_;   // host memory
   std::unique_ptr<Comm> device_, replica_, tensor_, pipeline_, feedback_;
+  std::unique_ptr<Comm> host_peers_, peers_;  // the ranks that own this shard: weights
   ShardComms comms_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Decoder> decoder_;

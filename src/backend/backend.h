@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/dtype.h"
 #include "base/interrupt.h"
@@ -21,14 +22,20 @@ namespace drover {
 
 using Stream = void*;
 
+struct DeviceSpan {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+
 // A weight matrix in the backend's own layout.
 class Linear {
  public:
   virtual ~Linear() = default;
-  int64_t rows = 0;              // N, output features
-  int64_t cols = 0;              // K, input features
-  size_t bytes = 0;              // device memory held
-  bool quantized_input = false;  // wants its input in e4m3 with a scale a row (LinearInput)
+  int64_t rows = 0;                // N, output features
+  int64_t cols = 0;                // K, input features
+  size_t bytes = 0;                // device memory held
+  std::vector<DeviceSpan> memory;  // where; the same layout on every replica. Empty on the CPU
+  bool quantized_input = false;    // wants its input in e4m3 with a scale a row (LinearInput)
 };
 
 // An embedding table (or the shard of one), in the backend's own layout.
@@ -38,6 +45,7 @@ class Embedding {
   int64_t rows = 0;  // tokens held
   int64_t cols = 0;  // hidden
   size_t bytes = 0;
+  std::vector<DeviceSpan> memory;
 };
 
 enum class KvFormat : uint8_t { kFp8, kBf16, kF32 };

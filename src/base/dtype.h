@@ -43,6 +43,8 @@ struct WeightRecipe {
   uint64_t seed = 0;
   int64_t row_begin = 0, col_begin = 0;  // of the tensor in the whole one
   int64_t all_cols = 0;                  // of the whole one
+  // Nothing is made: another replica's bytes will be put into the device's memory.
+  bool awaited = false;
   std::array<uint32_t, 256> elements{};  // bit patterns: a code, or a float of the format
   std::array<uint16_t, 256> scales{};    // bit patterns
 };

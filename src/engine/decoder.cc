@@ -145,6 +145,20 @@ DeviceArray<int32_t> Decoder::load_index(const std::vector<int32_t>& permutation
   return device;
 }
 
+void Decoder::share(Comm& replicas) {
+  const auto all = [&](const std::vector<DeviceSpan>& memory) {
+    for (const DeviceSpan& m : memory) {
+      replicas.broadcast(m.data, m.bytes, 0, backend_.stream());
+      progress_.tick();
+    }
+  };
+  if (embedding_) all(embedding_->memory);
+  for (const auto& b : blocks_) {
+    for (const auto* w : {&b.qkv, &b.o, &b.gate_up, &b.down}) all((*w)->memory);
+  }
+  if (output_) all(output_->memory);
+}
+
 void Decoder::receive(int64_t rows) {
   if (shard_.first()) return;
   const auto bytes =

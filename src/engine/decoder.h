@@ -38,6 +38,9 @@ class Decoder {
   Decoder(WeightSource& source, const Shard& shard, Backend& backend, const ShardComms& comms,
           KvCache& cache, int64_t max_rows, int64_t logit_rows, Progress& progress);
 
+  // Weights from rank 0 of `replicas`, the ranks that own the same shard, over the device.
+  void share(Comm& replicas);
+
   // A step is receive, layers, send. The residual stream comes from the previous stage (the first
   // stage embeds tokens instead) and goes to the next one; on the last stage logits() follow.
   void receive(int64_t rows);

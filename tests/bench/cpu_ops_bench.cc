@@ -89,7 +89,7 @@ void linear(State& state) {
   const Block out = block(*b, static_cast<size_t>(padded * n * 4));
   size_t i = 0;
   for (auto _ : state) {
-    b->linear(*copies[i++ % copies.size()], in.get(), out.get(), m, true, nullptr);
+    b->linear(*copies[i++ % copies.size()], {in.get()}, out.get(), m, true, nullptr);
     benchmark::ClobberMemory();
   }
   state.counters["flop/s"] = rate(2.0 * static_cast<double>(m * n * k));
@@ -148,7 +148,7 @@ struct AttentionBench {
   }
   void attend() {
     Backend::Attention a;
-    a.qkv = qkv.get(), a.out = out.get(), a.heads = 9, a.shape = shape, a.cache = layer;
+    a.qkv = qkv.get(), a.out = {out.get()}, a.heads = 9, a.shape = shape, a.cache = layer;
     backend->attention(a, step, nullptr);
   }
 
@@ -204,7 +204,7 @@ void norm(State& state) {
   const Block w = random_floats(*b, 576), out = block(*b, static_cast<size_t>(rows * 576 * 4));
   Backend::Norm a;
   a.residual = x.get(), a.delta = delta.get(), a.weight = static_cast<float*>(w.get());
-  a.out = out.get(), a.rows = a.out_rows = rows, a.features = 576, a.epsilon = 1e-5f;
+  a.out = {out.get()}, a.rows = a.out_rows = rows, a.features = 576, a.epsilon = 1e-5f;
   for (auto _ : state) b->norm(a, nullptr);
 }
 BENCHMARK(norm)->Unit(benchmark::kMicrosecond)->UseRealTime()->Arg(1)->Arg(64)->Arg(256);
@@ -214,7 +214,7 @@ void silu_gate(State& state) {
   const int64_t rows = state.range(0);
   const Block in = random_floats(*b, static_cast<size_t>(rows * 3072));
   const Block out = block(*b, static_cast<size_t>(rows * 1536 * 4));
-  for (auto _ : state) b->silu_gate(in.get(), out.get(), rows, 1536, nullptr);
+  for (auto _ : state) b->silu_gate(in.get(), {out.get()}, rows, 1536, nullptr);
 }
 BENCHMARK(silu_gate)->Unit(benchmark::kMicrosecond)->UseRealTime()->Arg(1)->Arg(64)->Arg(256);
 

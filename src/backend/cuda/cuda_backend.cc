@@ -21,7 +21,7 @@ constexpr size_t kCounters = 1 << 16;
 class StoredEmbedding : public Embedding {
  public:
   cuda::StoredTable table;
-  DeviceBytes memory;
+  DeviceBytes table_bytes;
 };
 
 // The device is chosen before any member allocates, the stream ends after all of them.
@@ -238,14 +238,15 @@ std::unique_ptr<Embedding> CudaBackend::load_embedding(const WeightTensor& t) {
   DROVER_CHECK(t.permutation.empty(), ExitCode::kBadInput,
                "an embedding table cannot have permuted columns (act-order)");
   auto e = std::make_unique<StoredEmbedding>();
-  e->memory = DeviceBytes(std::max<size_t>(cuda::device_tensor_bytes(t), 16),
+  e->table_bytes = DeviceBytes(std::max<size_t>(cuda::device_tensor_bytes(t), 16),
                           "the embedding table", device_.stream);
-  const cuda::DeviceTensor d = linears_.uploads().upload_to(t, e->memory.get());
+  const cuda::DeviceTensor d = linears_.uploads().upload_to(t, e->table_bytes.get());
   e->table = {static_cast<int>(t.format), static_cast<int>(t.zero),
               t.group,                    t.scale_dtype == Dtype::kBf16,
               t.rows,                     t.cols,
               d.codes,                    d.scales,
               d.zeros,                    d.minimums};
+  e->memory.push_back({e->table_bytes.get(), cuda::device_tensor_bytes(t)});
   e->rows = t.rows, e->cols = t.cols, e->bytes = t.bytes();
   return e;
 }

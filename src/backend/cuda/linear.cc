@@ -142,6 +142,7 @@ std::unique_ptr<Linear> LinearEngine::load_hopper(std::span<const WeightTensor> 
   l->bytes = hopper_bytes(l->w);
   l->records = DeviceBytes(l->bytes, "weights", stream_);
   l->w.records = l->records.get();
+  l->memory = {{l->records.get(), l->bytes}};
   l->quantized_input = fp8_inputs_;
   int64_t row = 0;
   for (const WeightTensor& p : parts) {
@@ -181,6 +182,8 @@ std::unique_ptr<Linear> LinearEngine::load_quantized(std::span<const WeightTenso
   l->scales = DeviceBytes(bytes[1], "weights' scales", stream_);
   if (bytes[2] > 0) l->offsets = DeviceBytes(bytes[2], "weights' offsets", stream_);
   l->bytes = bytes[0] + bytes[1] + bytes[2];
+  l->memory = {{l->codes.get(), bytes[0]}, {l->scales.get(), bytes[1]}};
+  if (bytes[2] > 0) l->memory.push_back({l->offsets.get(), bytes[2]});
   w.codes = l->codes.get();
   w.scales = static_cast<const uint32_t*>(l->scales.get());
   w.offsets = static_cast<const uint32_t*>(l->offsets.get());
@@ -205,6 +208,7 @@ std::unique_ptr<Linear> LinearEngine::load_float(std::span<const WeightTensor> p
   const int64_t cols = parts.front().cols;
   l->bytes = static_cast<size_t>(rows * cols) * 2;
   l->weights = DeviceBytes(l->bytes, "weights", stream_);
+  l->memory = {{l->weights.get(), l->bytes}};
   auto* to = static_cast<uint16_t*>(l->weights.get());
   for (const WeightTensor& p : parts) {
     to_bf16(static_cast<int>(p.format), uploads_.upload(p).codes, to,

@@ -176,20 +176,13 @@ struct Bench {
         for (const int stages : {32, 11})
           for (const int per_sm : {1, 2})
             if (per_sm == 1 || stages == 32) v.push_back({tokens, 1, 1, per_sm, stages});
-    if (all || (m > 32 && m <= 128))
-      for (const int rows : {1, 2})
-        for (const int cluster : {1, 2})
-          if (rows == 2 || cluster == 1) v.push_back({64, rows, cluster});
+    if (all || (m > 32 && m <= 128)) v.push_back({64});
     if (all || m > 64)
-      for (const int rows : {1, 2})
-        for (const int cluster : {1, 2})
-          for (const bool turns : {false, true}) {
-            v.push_back({128, rows, cluster});
-            v.back().turns = turns;
-            if (rows == 1) continue;
-            v.push_back({96, rows, cluster});
-            v.back().turns = turns;
-          }
+      for (const bool turns : {false, true})
+        for (const HopperVariant& large : {HopperVariant{128, 1, 1}, {128, 1, 2}, {96, 2, 1}}) {
+          v.push_back(large);
+          v.back().turns = turns;
+        }
     return v;
   }
   static std::string name(const HopperVariant& v) {

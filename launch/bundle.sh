@@ -84,7 +84,7 @@ take_libraries_of() {  # file where-ldd-looks-from
       continue
     fi
     [[ -e $out/lib/$name || -e $out/lib/spare/$name ]] && continue
-    path=$(ldd "$2" | awk -v name="$name" '$1 == name { print $3; exit }')
+    path=$(ldd "$2" | awk -v name="$name" '$1 == name { print $3 }')
     [[ -f $path ]] || fail "$name, which $2 needs, is not found here"
     if [[ $name =~ $spare ]]; then
       install -m 644 "$path" "$out/lib/spare/$name"
@@ -159,6 +159,6 @@ newest() {  # what: the newest version of its symbols that the programs ask for
 } | tee "$out/BUNDLE"
 if [[ $archive -eq 1 ]]; then
   tar -C "$(dirname "$out")" --sort=name --owner=0 --group=0 --numeric-owner -c "$(basename "$out")" |
-    xz -T 0 -6 >"$out.tar.xz"
+    xz -T 0 -9 >"$out.tar.xz"
   echo "$out.tar.xz: $(stat -c %s "$out.tar.xz") bytes"
 fi

@@ -59,7 +59,7 @@ command -v mpirun >/dev/null || complain 4 "mpirun is not in PATH: run launch/se
 
 # A bundle brings spare copies of libraries that nearly every machine has (bundle.sh).
 spare=$(dirname "$(realpath "$program")")/../lib/spare
-if [[ -d $spare ]] && ldd "$program" 2>/dev/null | grep -q 'not found'; then
+if [[ -d $spare && $(ldd "$program" 2>/dev/null) == *'not found'* ]]; then
   LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$(realpath "$spare")
   export LD_LIBRARY_PATH
 fi

@@ -139,7 +139,7 @@ pack_all() {
   fi
   commit_here >"$small/commit"
   say "compressing (a minute or two)"
-  tar -C "$small" --sort=name --owner=0 --group=0 -c . | xz -T 0 -6 >"$work/small.tar.xz"
+  tar -C "$small" --sort=name --owner=0 --group=0 -c . | xz -T 0 -9 >"$work/small.tar.xz"
   # Blocks, so that many cores unpack it; 4-bit codes hardly get smaller, so no effort is made.
   xz -T 0 -1 --block-size=8MiB -c "$build/demo/smollm2-135m.h5" >"$work/model.xz"
   # One stream of bytes, cut: what the C++ tests need comes first.

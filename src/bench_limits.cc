@@ -182,6 +182,7 @@ double read_peak(RankParts& parts, Limits& l) {
 Limits measure_limits(RankParts& parts) {
   Limits l;
   l.l3_bytes = l3_size();
+  l.gpu = parts.gpu;
   if (parts.gpu) {
     l.read_buffer_bytes = uint64_t{1} << 30;
     l.read_bytes_per_s = copy_peak(parts, l.read_buffer_bytes);

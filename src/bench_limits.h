@@ -7,6 +7,7 @@
 namespace drover {
 
 struct Limits {
+  bool gpu = false;
   // CPU: all threads of all ranks, each reading its part of a buffer. GPU: copies within the
   // device, bytes read and written.
   double read_bytes_per_s = 0;

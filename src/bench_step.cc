@@ -248,12 +248,16 @@ Json to_json(const Figures& f, const Limits& l) {
 }
 
 void print_head(const Limits& l) {
+  const std::string read =
+      l.gpu
+          ? fmt::format("of the GPUs, in short bursts: copies {:.0f} GB/s read and written",
+                        l.read_bytes_per_s / 1e9)
+          : fmt::format("with {} threads: reads {:.1f} GB/s ({} MiB a rank; L3 {} MiB)", l.threads,
+                        l.read_bytes_per_s / 1e9, l.read_buffer_bytes >> 20, l.l3_bytes >> 20);
   std::cout << fmt::format(
-      "limits measured with {} threads: reads {:.1f} GB/s ({} MiB a rank; L3 {} MiB), linear "
-      "{:.0f} "
-      "GFLOP/s ({} cubed); a step reads {:.0f} MB of weights\n",
-      l.threads, l.read_bytes_per_s / 1e9, l.read_buffer_bytes >> 20, l.l3_bytes >> 20,
-      l.linear_flops_per_s / 1e9, l.linear_size, static_cast<double>(l.step_weight_bytes) / 1e6);
+      "limits measured {}, linear {:.0f} GFLOP/s ({} cubed); a step reads {:.0f} MB of weights\n",
+      read, l.linear_flops_per_s / 1e9, l.linear_size,
+      static_cast<double>(l.step_weight_bytes) / 1e6);
   std::cout << fmt::format("{:>6} {:>12} {:>8} {:>9} {:>12} {:>9} {:>17} {:>8} {:>8}\n", "batch",
                            "prompt tok/s", "of peak", "TTFT ms", "decode tok/s", "step ms",
                            "TPOT p50/p90 ms", "of peak", "of read");

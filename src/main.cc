@@ -24,7 +24,9 @@ const std::map<std::string, Command>& commands() {
       {"run",
        {"the benchmark: a model under MLPerf's LoadGen (start it with mpirun)", run_command}},
       {"generate", {"answer a question, or a dataset's samples", generate_command}},
-      {"bench", {"measure steps, operations or the communicator (step, linear, attention, comm)", bench_command}},
+      {"bench",
+       {"measure steps, operations or the communicator (step, linear, attention, comm)",
+        bench_command}},
       {"inspect", {"what a model store or dataset holds; verifies it", inspect_command}},
       {"logits", {"the logits of given tokens, into a file (for comparisons)", logits_command}},
   };

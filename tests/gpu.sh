@@ -18,6 +18,7 @@ There, with CUDA 12 or later, Open MPI, Python with pytest, h5py and numpy:
                    Several may be given. Default: tests, e2e and bench, and build without a bundle
   --filter REGEX   only programs, pytest files and benches whose name matches
   --seconds N      stop after that time; what is left counts as skipped (default: no limit)
+  --commit ID      what gpu.json calls the commit (default: what drover --version says)
   --out DIR        gpu.json (the summary) and logs.tar.gz; default $OUT, else build/gpu/out
   --arch LIST      CMAKE_CUDA_ARCHITECTURES of the build; default: the GPU's own
 Ends with 1 if anything failed.
@@ -53,13 +54,6 @@ while [[ $# -gt 0 ]]; do
 done
 say() { echo "gpu.sh: $*"; }
 fail() { echo "gpu.sh: $*" >&2; exit 4; }
-
-commit_here() {
-  local id
-  id=$(git -C "$root" rev-parse --short=12 HEAD 2>/dev/null) || { echo unknown; return; }
-  if ! git -C "$root" diff --quiet HEAD -- src cmake CMakeLists.txt; then id+=-modified; fi
-  echo "$id"
-}
 
 # --- here: gather ---------------------------------------------------------------------------------
 
@@ -137,7 +131,6 @@ pack_all() {
     [[ -f $bundle/tests/programs.txt ]] || fail "$bundle was not made by launch/bundle.sh --tests"
     cp -r "$bundle" "$small/bundle"
   fi
-  commit_here >"$small/commit"
   say "compressing (a minute or two)"
   tar -C "$small" --sort=name --owner=0 --group=0 -c . | xz -T 0 -9 >"$work/small.tar.xz"
   # Blocks, so that many cores unpack it; 4-bit codes hardly get smaller, so no effort is made.
@@ -225,8 +218,6 @@ if [[ " ${only[*]} " == *" build "* ]]; then
   binaries=$build/gpu/release
 fi
 if [[ -z $binaries ]]; then binaries=$build/gpu/release; fi
-if [[ -z $commit && -n $unpacked ]]; then commit=$(<"$unpacked/commit"); fi
-if [[ -z $commit ]]; then commit=$(commit_here); fi
 if [[ -n $unpacked ]]; then export PYTHONPATH=$unpacked/site${PYTHONPATH:+:$PYTHONPATH}; fi
 if [[ -z $demo ]]; then demo=$build/demo; fi
 python=${DROVER_PYTHON:-}

@@ -43,9 +43,10 @@ void attention(void* qkv, void* out, float* out_scale, int32_t heads, const Cach
   const int64_t width = features + int64_t{2} * cache.kv_heads * cache.head_size;
   a.out = static_cast<__nv_bfloat16*>(apart ? out : qkv), a.out_stride = apart ? features : width;
   a.scale = attention_detail::kLog2e / std::sqrt(static_cast<float>(cache.head_size));
-  a.cache = cache, a.rows = rows, a.page_shift = -1;
+  a.cache = cache, a.rows = rows, a.page_shift = a.group_shift = -1;
   for (int i = 0; i < 16; ++i)
-    if (cache.page_tokens == 1 << i) a.page_shift = i;
+    a.page_shift = cache.page_tokens == 1 << i ? i : a.page_shift,
+    a.group_shift = a.group == 1 << i ? i : a.group_shift;
   choose(a, work, s);
   if (!apart) quantize_rows(qkv, width, out, out_scale, rows.rows, features, s);
 }

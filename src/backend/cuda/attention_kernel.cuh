@@ -2,8 +2,8 @@
 // prefill (chunks), two launches.
 //
 // Order of sums, the same in both and of positions only, so that cutting a prompt into chunks
-// changes no bit: tiles of 64 tokens (attention_tile.cuh), four of them joined one after the other
-// into a span of 256, spans joined one after the other.
+// changes no bit: tiles of 64 tokens (attention_tile.cuh), eight of them joined one after the other
+// into a span of 512, spans joined one after the other.
 //
 // Decode: a block has the query heads of one row and KV head (8 or 16 of them). Its warps take
 // tiles in turn, each with a ring of slots of its own that cp.async fills a tile ahead; results
@@ -13,174 +13,25 @@
 //
 // Bytes: keys and values of the context once for each row (decode) or 64 query vectors, scales too:
 // with FP8 pages 2 * (D + 4) a token and KV head.
+//
+// Measured on an H100 (copy 3,012 GB/s), FP8, 8 KV heads with 8 query heads of 128 each:
+//   decode  256 x 512 tokens    2,511 GB/s (83 %)     1,024 x 400     2,503 (83 %)
+//           64 x 2,048          2,287 (76 %)          16 x 1,024      1,667 (55 %)
+//           1 x 8,192           1,178 (39 %: 14.7 us, latencies one after the other)
+//   prefill 4 x 512 rows after 1,536 tokens 116 TFLOP/s, 8 x 512 rows from the start 92
+// Versions, there: three blocks of decode a multiprocessor 79 % at 256 x 512 (5.2 rounds of blocks
+// take 6). Spans of 256 tokens, all of grid.z taking part: 34 % at 1 x 8,192. Prefill with a span's
+// results in registers 103 and 61 TFLOP/s (spills), in shared memory with three blocks 67 and 42
+// (more spills). Before, on an H200, fragments straight from global memory: 38 % at 256 x 512, 44 %
+// at 64 x 2,048, 14 % at 1 x 8,192, 69 TFLOP/s.
 #pragma once
 
 #include <algorithm>
 
-#include "backend/cuda/attention_tile.cuh"
+#include "backend/cuda/attention_ring.cuh"
 
 namespace drover::cuda {
 namespace attention_detail {
-
-constexpr int kSpanTiles = 4, kPrefillWarps = 4;
-constexpr float kLog2e = 1.4426950408889634f;
-
-struct AttentionArgs {
-  const Bf16* qkv;
-  Bf16* out;           // may lie over the queries: a vector is written after its last reading
-  int64_t out_stride;  // elements between rows
-  int heads, group;
-  int first_row, end_row;  // of the step
-  int rows_a_block;
-  int head_blocks;  // blocks that a group takes when it has more vectors than a block
-  float scale;      // log2(e) / sqrt(head_size)
-  Cache cache;
-  Rows rows;
-  float* partials;  // [blocks, spans, kPartial]
-  uint32_t* counters;
-  int spans;       // room in partials
-  int page_shift;  // of page_tokens, -1 when that is no power of two
-};
-
-// The tokens of one sequence, seen by one KV head.
-struct Context {
-  const int32_t* pages;
-  int page_tokens, page_shift, kv_heads, kv_head, length;
-  // Index of a token's vector in the pools. Past the end: the last one, so that loads stay inside.
-  __device__ int vector(int token) const {
-    const int t = min(token, length - 1);
-    const int page = page_shift >= 0 ? t >> page_shift : t / page_tokens;
-    return (__ldg(pages + page) * kv_heads + kv_head) * page_tokens + (t - page * page_tokens);
-  }
-  __device__ int tiles() const { return (length + kTileTokens - 1) / kTileTokens; }
-};
-__device__ inline Context context_of(const AttentionArgs& a, int slot, int last) {
-  return {a.rows.page_table + int64_t{slot} * a.rows.max_pages,
-          a.cache.page_tokens,
-          a.page_shift,
-          a.cache.kv_heads,
-          static_cast<int>(blockIdx.y),
-          last + 1};
-}
-
-// SLOTS slots that a team of THREADS (a warp, or the block) fills with the parts of its tiles in
-// order: keys of tokens 0 to 31, of 32 to 63, then their values. Scales come with a tile's first
-// part, for this tile and the next.
-template <int D, int TYPE, int SLOTS, int THREADS>
-struct Ring {
-  using S = Slot<D, TYPE>;
-  static constexpr int kScales = 4 * kSlotRows;  // of a tile, by part
-  static constexpr int kBytes = SLOTS * S::kBytes + (TYPE == kKvFp8 ? 2 * kScales * 4 : 0);
-
-  uint8_t* memory;  // [SLOTS, 32, D], then scales [2, 4, 32]
-  int turn = 0;     // which scales are the present tile's
-  int vector[2];    // of the present tile's tokens that are this lane's: lane and lane + 32
-
-  __device__ uint8_t* slot(int part) const { return memory + part % SLOTS * S::kBytes; }
-  __device__ float* scales(int of_turn, int part) const {
-    return reinterpret_cast<float*>(memory + SLOTS * S::kBytes) + of_turn * kScales +
-           part * kSlotRows;
-  }
-  __device__ static uint32_t shared(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-  }
-  __device__ static void find(const Context& c, int tile, int (&vector)[2]) {
-    const int token = tile * kTileTokens + static_cast<int>(threadIdx.x) % 32;
-    vector[0] = c.vector(token), vector[1] = c.vector(token + kSlotRows);
-  }
-  // Tokens past the end become zeros.
-  __device__ void fill(const AttentionArgs& a, const Context& c, int tile, int of_turn, int part,
-                       const int (&vectors)[2]) const {
-    constexpr int kPieces = kSlotRows * S::kChunks;
-    const int lane = threadIdx.x % 32, begin = tile * kTileTokens;
-    const int thread = THREADS == 32 ? lane : static_cast<int>(threadIdx.x);
-    const bool key = part < 2;
-    const auto* pool = static_cast<const uint8_t*>(key ? a.cache.k : a.cache.v);
-    const uint32_t to = shared(slot(part));
-#pragma unroll
-    for (int i = 0; i < (kPieces + THREADS - 1) / THREADS; ++i) {
-      const int piece = i * THREADS + thread, row = piece / S::kChunks % kSlotRows,
-                chunk = piece % S::kChunks;
-      const int64_t from = __shfl_sync(~0u, vectors[part % 2], row);
-      if (kPieces % THREADS != 0 && piece >= kPieces) continue;
-      const int at = key ? S::key_chunk(row, chunk) : S::value_chunk(row, chunk);
-      asm volatile(
-          "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + row * S::kRowBytes + at * 16),
-          "l"(pool + from * S::kRowBytes + chunk * 16),
-          "r"(begin + part % 2 * kSlotRows + row < c.length ? 16 : 0)
-          : "memory");
-    }
-    if constexpr (TYPE == kKvFp8) {
-      if (part != 0) return;
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (THREADS == 32 || static_cast<int>(threadIdx.x) / 32 == i)
-          asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
-                           shared(scales(of_turn, i) + lane)),
-                       "l"((i < 2 ? a.cache.k_scale : a.cache.v_scale) + vectors[i % 2]),
-                       "r"(begin + i % 2 * kSlotRows + lane < c.length ? 4 : 0)
-                       : "memory");
-    }
-  }
-  __device__ static void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-  __device__ static void wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(SLOTS - 1) : "memory");
-  }
-  __device__ static void sync() {
-    if constexpr (THREADS == 32)
-      __syncwarp();
-    else
-      __syncthreads();
-  }
-
-  // Sends for the first parts of a first tile.
-  __device__ void start(const AttentionArgs& a, const Context& c, int tile) {
-    find(c, tile, vector);
-    sync();
-#pragma unroll
-    for (int part = 0; part < SLOTS - 1; ++part) fill(a, c, tile, turn, part, vector), commit();
-  }
-
-  template <int PART, int H>
-  __device__ void step(const AttentionArgs& a, const Context& c, int tile, int next,
-                       const int (&after)[2], const Queries<H>& queries, bool work,
-                       Tile<D, TYPE, H>& t, float (&up)[H][2]) const {
-    constexpr int kAhead = PART + SLOTS - 1;
-    const int begin = tile * kTileTokens, half_begin = begin + PART % 2 * kSlotRows;
-    sync();  // all have read the slot that is filled now
-    if constexpr (kAhead < 4)
-      fill(a, c, tile, turn, kAhead, vector);
-    else if (next >= 0)
-      fill(a, c, next, turn ^ 1, kAhead - 4, after);
-    commit();
-    wait();
-    sync();
-    if (!work) return;
-    if constexpr (PART < 2)
-      t.template scores<PART>(slot(PART), scales(turn, PART), half_begin, queries);
-    if constexpr (PART == 1) {
-      t.softmax();
-      if constexpr (TYPE == kKvFp8)
-        t.choose_units(scales(turn, 2), scales(turn, 3), begin, queries, up);
-    }
-    if constexpr (PART >= 2)
-      t.template values<PART - 2>(slot(PART), scales(turn, PART), half_begin, queries, up);
-  }
-  // A tile, and the first parts of `next` (-1: none). work: does this warp's part need the tile.
-  template <int H>
-  __device__ void pass(const AttentionArgs& a, const Context& c, int tile, int next,
-                       const Queries<H>& queries, bool work, Tile<D, TYPE, H>& t) {
-    int after[2] = {0, 0};
-    if (next >= 0) find(c, next, after);
-    float up[H][2];
-    step<0>(a, c, tile, next, after, queries, work, t, up);
-    step<1>(a, c, tile, next, after, queries, work, t, up);
-    step<2>(a, c, tile, next, after, queries, work, t, up);
-    step<3>(a, c, tile, next, after, queries, work, t, up);
-    vector[0] = after[0], vector[1] = after[1];
-    turn ^= 1;
-  }
-};
 
 // Sizes of decode's block: warps, and slots of each.
 template <int D, int TYPE, int H>
@@ -190,17 +41,30 @@ struct DecodeShape {
   static constexpr int kFit = kBudget / (2 * kSlot);
   static constexpr int kWarps = kFit >= 4 ? 4 : kFit >= 2 ? 2 : H;
   static constexpr int kSlots = kWarps * 4 * kSlot <= kBudget ? 4 : 2;
-  static constexpr int kRowsOfResult = 2 * H * (D / 8);        // of 32 lanes each
-  static constexpr int kResult = kRowsOfResult * 32 + 24 * H;  // outputs, top, sum, unit
+  static constexpr int kRowsOfResult = 2 * H * (D / 8);  // of 32 lanes each
+  // Outputs lie in the slot that was read last where they fit.
+  static constexpr bool kInSlot = kRowsOfResult * 128 <= kSlot;
+  static constexpr int kOutputs = kInSlot ? 0 : kRowsOfResult * 32;  // floats
+  static constexpr int kVectors = 8 * H;
   using DecodeRing = Ring<D, TYPE, kSlots, 32>;
-  static constexpr int kBytes = kWarps * (DecodeRing::kBytes + kResult * 4);
+  static constexpr int kOfWarp = DecodeRing::kBytes + (kOutputs + 3 * kVectors) * 4;
+  static constexpr int kBytes = kWarps * kOfWarp;
+  static_assert(kBytes <= 99 * 1024, "more than sm_86 has");
+  // A warp's memory: its ring, top, sum and unit of its vectors, outputs.
+  __device__ static float* of_vectors(uint8_t* memory, int warp) {
+    return reinterpret_cast<float*>(memory + warp * kOfWarp + DecodeRing::kBytes);
+  }
+  __device__ static float* outputs(uint8_t* memory, int warp) {
+    return kInSlot ? reinterpret_cast<float*>(memory + warp * kOfWarp + 3 % kSlots * kSlot)
+                   : of_vectors(memory, warp) + 3 * kVectors;
+  }
 };
 
 // A tile's result in shared memory: rows of 32 lanes, row (2 h + e) * D/8 + f of vector 8 h + 2 t +
 // e and feature g * D/8 + f, so that a thread of Merged has consecutive features of a vector.
 template <int D, int TYPE, int H>
-__device__ void put(const Tile<D, TYPE, H>& tile, float* result) {
-  constexpr int kOut = D / 8, kOutputs = 64 * H * kOut, kVectors = 8 * H;
+__device__ void put(const Tile<D, TYPE, H>& tile, float* outputs, float* of_vectors) {
+  constexpr int kOut = D / 8, kVectors = 8 * H;
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int h = 0; h < H; ++h)
@@ -208,9 +72,9 @@ __device__ void put(const Tile<D, TYPE, H>& tile, float* result) {
     for (int e = 0; e < 2; ++e) {
 #pragma unroll
       for (int f = 0; f < kOut; ++f)
-        result[((2 * h + e) * kOut + f) * 32 + lane] = tile.o[f / 2][h][f % 2 * 2 + e];
+        outputs[((2 * h + e) * kOut + f) * 32 + lane] = tile.o[f / 2][h][f % 2 * 2 + e];
       if (lane >= 4) continue;
-      float* of_vector = result + kOutputs + 8 * h + 2 * lane + e;
+      float* of_vector = of_vectors + 8 * h + 2 * lane + e;
       of_vector[0] = tile.top[h][e];
       of_vector[kVectors] = tile.sum[h][e];
       of_vector[2 * kVectors] = tile.unit[h][e];
@@ -221,7 +85,7 @@ __device__ void put(const Tile<D, TYPE, H>& tile, float* result) {
 template <int D, int TYPE, int H>
 struct Merged {
   using Shape = DecodeShape<D, TYPE, H>;
-  static constexpr int kOut = D / 8, kOutputs = 64 * H * kOut, kVectors = 8 * H;
+  static constexpr int kOut = D / 8, kVectors = 8 * H;
   static constexpr int kThreads = 32 * Shape::kWarps;
   static constexpr int kOwn = Shape::kRowsOfResult / Shape::kWarps;
   static constexpr int kGroups = kOwn > kOut ? kOwn / kOut : 1, kOfGroup = kOwn / kGroups;
@@ -247,13 +111,13 @@ struct Merged {
       for (float& x : o[i]) x = 0;
     }
   }
-  __device__ void add(const float* result) {
+  __device__ void add(const float* outputs, const float* of_vectors) {
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {
-      const float* of_vector = result + kOutputs + vector(i);
+      const float* of_vector = of_vectors + vector(i);
       const Join both =
           join(top[i], sum[i], of_vector[0], of_vector[kVectors], of_vector[2 * kVectors]);
-      const float* from = result + row(i) * 32 + static_cast<int>(threadIdx.x) % 32;
+      const float* from = outputs + row(i) * 32 + static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
       for (int n = 0; n < kOfGroup; ++n) o[i][n] = both(o[i][n], from[n * 32]);
     }
@@ -282,7 +146,7 @@ struct Merged {
 
 // N consecutive features, N a power of two.
 template <int N>
-__device__ inline void put_features(const float (&o)[N], float sum, Bf16* to) {
+__device__ inline void put_features(const float (&o)[N], float inverse, Bf16* to) {
   constexpr int kWide = N < 8 ? N : 8;
 #pragma unroll
   for (int n = 0; n < N; n += kWide) {
@@ -290,7 +154,8 @@ __device__ inline void put_features(const float (&o)[N], float sum, Bf16* to) {
       Bf16 x[kWide];
     } pack_of;
 #pragma unroll
-    for (int i = 0; i < kWide; ++i) pack_of.x[i] = __float2bfloat16_rn(__fdiv_rn(o[n + i], sum));
+    for (int i = 0; i < kWide; ++i)
+      pack_of.x[i] = __float2bfloat16_rn(__fmul_rn(o[n + i], inverse));
     *reinterpret_cast<decltype(pack_of)*>(to + n) = pack_of;
   }
 }
@@ -313,23 +178,24 @@ __global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
 #pragma unroll
     for (int i = 0; i < Result::kGroups; ++i)
       if (r.vector(i) < heads)
-        put_features(r.o[i], r.sum[i],
+        put_features(r.o[i], __fdiv_rn(1.0f, r.sum[i]),
                      a.out + row * a.out_stride + (head + r.vector(i)) * D + r.feature(i));
   };
   Result total, span_result;
   total.clear();
-  const int slot = a.rows.slot[row];
+  const int slot = a.rows.slot[row], position = a.rows.position[row];
   if (slot < 0) {  // padding
 #pragma unroll
     for (float& x : total.sum) x = 1;
     if (blockIdx.z == 0) write(total);
     return;
   }
-  const int position = a.rows.position[row];
   const Context context = context_of(a, slot, position);
-  const int tiles = context.tiles(), parts = static_cast<int>(gridDim.z);
-  typename Shape::DecodeRing ring{memory + warp * Shape::DecodeRing::kBytes};
-  auto* results = reinterpret_cast<float*>(memory + kWarps * Shape::DecodeRing::kBytes);
+  const int tiles = context.tiles(), spans = (tiles + kSpanTiles - 1) / kSpanTiles;
+  // Of the blocks that the page table would have work for, those that the context has.
+  const int parts = min(static_cast<int>(gridDim.z), spans);
+  if (static_cast<int>(blockIdx.z) >= parts) return;
+  typename Shape::DecodeRing ring{memory + warp * Shape::kOfWarp};
   int span = blockIdx.z;
   if (span * kSpanTiles + warp < tiles) ring.start(a, context, span * kSpanTiles + warp);
 
@@ -358,11 +224,11 @@ __global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
         int next = tile + kWarps;
         if (next >= (span + 1) * kSpanTiles) next += (parts - 1) * kSpanTiles;
         ring.pass(a, context, tile, next < tiles ? next : -1, queries, true, work);
-        put<D, TYPE, H>(work, results + warp * Shape::kResult);
+        put<D, TYPE, H>(work, Shape::outputs(memory, warp), Shape::of_vectors(memory, warp));
       }
       __syncthreads();
       for (int w = 0; w < kWarps && first + w < tiles; ++w)
-        span_result.add(results + w * Shape::kResult);
+        span_result.add(Shape::outputs(memory, w), Shape::of_vectors(memory, w));
       __syncthreads();
     }
     if (parts == 1)
@@ -375,18 +241,23 @@ __global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-      last_block = atomicAdd(a.counters + block, 1) + 1 == gridDim.z;
+      last_block = atomicAdd(a.counters + block, 1) + 1 == static_cast<uint32_t>(parts);
       if (last_block) a.counters[block] = 0;
     }
     __syncthreads();
     if (!last_block) return;
     __threadfence();
-    const int spans = (tiles + kSpanTiles - 1) / kSpanTiles;
-#pragma unroll 4
-    for (int s = 0; s < spans; ++s) {
-      span_result.each(
-          [&](float& x, int at) { x = __ldcg(partials + int64_t{s} * Result::kPartial + at); });
-      total.add(span_result);
+    // Eight spans on their way together.
+    for (int begin = 0; begin < spans; begin += 8) {
+      Result some[8];
+#pragma unroll
+      for (int s = 0; s < 8; ++s)
+        some[s].each([&](float& x, int at) {
+          x = __ldcg(partials + int64_t{min(begin + s, spans - 1)} * Result::kPartial + at);
+        });
+#pragma unroll
+      for (int s = 0; s < 8; ++s)
+        if (begin + s < spans) total.add(some[s]);
     }
   }
   write(total);
@@ -397,8 +268,9 @@ struct PrefillShape {
   static constexpr int kVectors = kPrefillWarps * 8 * H;
   static constexpr int kSlots = 4 * Slot<D, TYPE>::kBytes <= 32 * 1024 ? 4 : 2;
   using PrefillRing = Ring<D, TYPE, kSlots, 32 * kPrefillWarps>;
-  static constexpr int kTotal = 2 * H * (D / 8) * 32;  // floats of a warp's results
-  static constexpr int kBytes = PrefillRing::kBytes + kPrefillWarps * kTotal * 4;
+  static constexpr int kSpan = 2 * H * (D / 8) * 32;  // floats of a warp's results
+  static constexpr int kBytes = PrefillRing::kBytes + kPrefillWarps * kSpan * 4;
+  static_assert(kBytes <= 99 * 1024, "more than sm_86 has");
 };
 
 // Block (rows and heads, KV head): vector i is row i / group, head i % group.
@@ -411,15 +283,23 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
   extern __shared__ __align__(128) uint8_t memory[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   typename Shape::PrefillRing ring{memory};
-  float* total = reinterpret_cast<float*>(memory + Shape::PrefillRing::kBytes) +
-                 warp * Shape::kTotal + lane;  // [kOut / 2, H, 4, 32]
+  // Results in rows of 32 lanes, row (2 h + e) * kOut + f of feature g * kOut + f: the present
+  // span's in shared memory; all spans', which change once in 512 tokens, in local memory (indices
+  // that are not constants keep them there).
+  float* span =
+      reinterpret_cast<float*>(memory + Shape::PrefillRing::kBytes) + warp * Shape::kSpan + lane;
+  float total[2 * H * kOut];
   const int head_block = static_cast<int>(blockIdx.x) % a.head_blocks;
   const int first_row = a.first_row + static_cast<int>(blockIdx.x) / a.head_blocks * a.rows_a_block;
   const int past = min(first_row + a.rows_a_block, a.end_row);
   const int64_t width = int64_t{a.heads + 2 * a.cache.kv_heads} * D;
-  const auto row_of = [&](int i) { return first_row + (a.head_blocks > 1 ? 0 : i / a.group); };
+  const auto row_of = [&](int i) {
+    const int row = a.group_shift >= 0 ? i >> a.group_shift : i / a.group;
+    return first_row + (a.head_blocks > 1 ? 0 : row);
+  };
   const auto head_of = [&](int i) {
-    return a.head_blocks > 1 ? head_block * Shape::kVectors + i : i % a.group;
+    const int head = a.group_shift >= 0 ? i & (a.group - 1) : i % a.group;
+    return a.head_blocks > 1 ? head_block * Shape::kVectors + i : head;
   };
 
   // Rows that belong to one sequence go together; there may be several such runs.
@@ -454,18 +334,22 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
       last = max(last, __shfl_xor_sync(~0u, last, i));
     }
     queries.first = first, queries.last = last;
-    float top[H][2], sum[H][2], span_top[H][2], span_sum[H][2], span[kOut / 2][H][4];
+    float top[H][2], sum[H][2], span_top[H][2], span_sum[H][2];
 #pragma unroll
     for (int h = 0; h < H; ++h)
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         top[h][e] = -INFINITY, sum[h][e] = slot < 0 ? 1.0f : 0.0f;  // padding: zeros
-#pragma unroll
-    for (int i = 0; i < kOut * H * 2; ++i) total[i * 32] = 0;
+    const int tiles =
+        slot >= 0 ? (a.rows.position[end - 1] + kTileTokens) / kTileTokens : kSpanTiles + 1;
+    const bool one_span = tiles <= kSpanTiles;  // which is the result
+    if (!one_span) {
+#pragma unroll 1
+      for (int i = 0; i < 2 * H * kOut; ++i) total[i] = 0;
+    }
 
     if (slot >= 0) {
       const Context context = context_of(a, slot, a.rows.position[end - 1]);
-      const int tiles = context.tiles();
       ring.start(a, context, 0);
       Work work;
       work.load_queries(vectors, a.scale);
@@ -473,12 +357,11 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
       for (int tile = 0; tile < tiles; ++tile) {
         if (tile % kSpanTiles == 0) {
 #pragma unroll
-          for (int j = 0; j < kOut / 2; ++j)
+          for (int h = 0; h < H; ++h)
 #pragma unroll
-            for (int h = 0; h < H; ++h)
+            for (int e = 0; e < 2; ++e) span_top[h][e] = -INFINITY, span_sum[h][e] = 0;
 #pragma unroll
-              for (int i = 0; i < 4; ++i)
-                span[j][h][i] = 0, span_top[h][i % 2] = -INFINITY, span_sum[h][i % 2] = 0;
+          for (int i = 0; i < 2 * H * kOut; ++i) span[i * 32] = 0;
         }
         const bool needed = tile * kTileTokens <= queries.last;
         ring.pass(a, context, tile, tile + 1 < tiles ? tile + 1 : -1, queries, needed, work);
@@ -490,9 +373,10 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
             const Join both = join(span_top[h][e], span_sum[h][e], work.top[h][e], work.sum[h][e],
                                    work.unit[h][e]);
 #pragma unroll
-            for (int j = 0; j < kOut / 2; ++j)
-#pragma unroll
-              for (int i = e; i < 4; i += 2) span[j][h][i] = both(span[j][h][i], work.o[j][h][i]);
+            for (int f = 0; f < kOut; ++f) {
+              float& x = span[((2 * h + e) * kOut + f) * 32];
+              x = both(x, work.o[f / 2][h][f % 2 * 2 + e]);
+            }
           }
         if (tile % kSpanTiles != kSpanTiles - 1 && (tile + 1) * kTileTokens <= queries.last)
           continue;
@@ -501,13 +385,10 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const Join both = join(top[h][e], sum[h][e], span_top[h][e], span_sum[h][e], 1.0f);
-#pragma unroll
-            for (int j = 0; j < kOut / 2; ++j)
-#pragma unroll
-              for (int i = e; i < 4; i += 2) {
-                float& x = total[((j * H + h) * 4 + i) * 32];
-                x = both(x, span[j][h][i]);
-              }
+            if (one_span) continue;
+#pragma unroll 1
+            for (int f = (2 * h + e) * kOut; f < (2 * h + e + 1) * kOut; ++f)
+              total[f] = both(total[f], span[f * 32]);
           }
       }
     }
@@ -517,10 +398,22 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
       for (int e = 0; e < 2; ++e) {
         const int v = 8 * h + 2 * t + e, row = row_here(v);
         if (row < 0) continue;
-        float o[kOut];
+        const float inverse = __fdiv_rn(1.0f, sum[h][e]);
+        Bf16* to = a.out + row * a.out_stride + offset(v) + g * kOut;
+        constexpr int kWide = kOut < 8 ? kOut : 8;
+#pragma unroll 1
+        for (int f = 0; f < kOut; f += kWide) {
+          float o[kWide];
+          const int from = (2 * h + e) * kOut + f;
+          if (one_span) {
 #pragma unroll
-        for (int f = 0; f < kOut; ++f) o[f] = total[((f / 2 * H + h) * 4 + f % 2 * 2 + e) * 32];
-        put_features(o, sum[h][e], a.out + row * a.out_stride + offset(v) + g * kOut);
+            for (int i = 0; i < kWide; ++i) o[i] = span[(from + i) * 32];
+          } else {
+#pragma unroll
+            for (int i = 0; i < kWide; ++i) o[i] = total[from + i];
+          }
+          put_features(o, inverse, to + f);
+        }
       }
   }
 }
@@ -533,11 +426,11 @@ void launch_decode(AttentionArgs a, const Workspace& work, cudaStream_t s) {
       decode_kernel<D, TYPE, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
   a.head_blocks = (a.group + 8 * H - 1) / (8 * H);
   const int64_t blocks = int64_t{a.end_row - a.first_row} * a.head_blocks * a.cache.kv_heads;
-  // The longest context that the page table has room for. Enough blocks for six rounds of two a
+  // The longest context that the page table has room for. Enough blocks for three rounds of two a
   // multiprocessor, so that the last round leaves few of them idle.
   a.spans = (a.rows.max_pages * a.cache.page_tokens + kSpanTiles * kTileTokens - 1) /
             (kSpanTiles * kTileTokens);
-  const int64_t want = (int64_t{12} * work.multiprocessors + blocks - 1) / blocks;
+  const int64_t want = (int64_t{6} * work.multiprocessors + blocks - 1) / blocks;
   int parts = static_cast<int>(std::min<int64_t>(want, a.spans));
   if (static_cast<size_t>(blocks * a.spans) * kPartial > work.partial_count ||
       static_cast<size_t>(blocks) > work.counter_count)

@@ -309,27 +309,18 @@ struct Tile {
       for (int i = 1; i < 32; i *= 2) m = fmaxf(m, __shfl_xor_sync(~0u, m, i));
       return unit_for(m);
     };
-    if (begin + kTileTokens - 1 <= queries.first || queries.first == queries.last) {
-      const Unit all = largest(queries.first);
+    // A warp's vectors are of few rows, whose positions follow each other.
+    const int last = begin + kTileTokens - 1 <= queries.first ? queries.first : queries.last;
+#pragma unroll 1
+    for (int position = queries.first; position <= last; ++position) {
+      const Unit seen = largest(position);
 #pragma unroll
       for (int h = 0; h < H; ++h)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) up[h][e] = all.up, unit[h][e] = all.down;
-      return;
+        for (int e = 0; e < 2; ++e)
+          if (last == queries.first || queries.position[h][e] == position)
+            up[h][e] = seen.up, unit[h][e] = seen.down;
     }
-    // Each vector's by all lanes together, for the lanes that hold it.
-#pragma unroll
-    for (int h = 0; h < H; ++h)
-#pragma unroll 1
-      for (int v = 0; v < 8; ++v) {
-        const int mine = v % 2 == 0 ? queries.position[h][0] : queries.position[h][1];
-        const Unit seen = largest(__shfl_sync(~0u, mine, v / 2));
-        if (v / 2 != t()) continue;
-        if (v % 2 == 0)
-          up[h][0] = seen.up, unit[h][0] = seen.down;
-        else
-          up[h][1] = seen.up, unit[h][1] = seen.down;
-      }
   }
 
   using Value = uint32_t[S::kValueWords];

@@ -4,13 +4,24 @@
 //
 // All are bound by memory. Bytes a row: norm features * (2 + 2 in, 2 out, and 2 or 1 out),
 // silu_gate features * (4 in, 2 or 1 out), gather_columns and quantize_rows columns * (2 in, 2 or 1
-// out). One block a row; a row of up to 32,768 features stays in registers (PACKS packs of 8 a
-// thread) from the first read until its scale is known, so that nothing is read twice. Longer rows,
-// and rows of no multiple of 8 features (VEC = 1), are read again from the caches (PACKS = 0).
+// out).
+// A row stays in registers (PACKS packs of 8 a thread) from the first read until its scale is
+// known, so that nothing is read twice: one block a row of up to 8,192 features; for longer ones a
+// cluster of up to 8 blocks, which tell each other their largest (sm_90), or one block with more
+// registers. Rows that fit neither, and rows of no multiple of 8 features (VEC = 1), are read again
+// from the caches (PACKS = 0).
+//
+// Measured on an H100 (copy 3,018 GB/s) with 1, 64 and 1,024 rows, launches included: norm of 8,192
+// features 4.3, 4.7 and 26.9 us (83 %), to e4m3 5.2, 5.4 and 27.7 us (70 %); silu_gate of 28,672
+// features 3.7, 4.9 and 64.7 us (90 %), to e4m3 6.0, 8.8 and 71.7 us (68 %). Versions of the last:
+// clusters at 1,024 rows too 81.6 us; one block a row always, one a multiprocessor, 8.8, 9.3 and
+// 86.3 us.
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "backend/cuda/kernels.h"
 
@@ -45,19 +56,62 @@ __device__ Sums block_reduce(float sum, float top) {
   return all;
 }
 
+struct Output {
+  void* data;
+  float* scale;
+  int64_t features;
+  int parts = 1;  // blocks of a row, which form a cluster
+};
+__device__ int64_t row_of_block(const Output& out) { return blockIdx.x / out.parts; }
+
 // f(k, p) for the packs p of this thread, the k-th in registers.
-template <int PACKS, typename F>
-__device__ void each(int packs, const F& f) {
+template <int VEC, int PACKS, typename F>
+__device__ void each(const Output& out, const F& f) {
+  const int all = static_cast<int>(out.features / VEC);
   if constexpr (PACKS > 0) {
+    const int of_part = (all + out.parts - 1) / out.parts;
+    const int first = static_cast<int>(blockIdx.x) % out.parts * of_part;
+    const int packs = min(all, first + of_part);
 #pragma unroll
     for (int k = 0; k < PACKS; ++k) {
-      const int p = k * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+      const int p = first + k * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
       if (p < packs) f(k, p);
     }
   } else {
-    for (int p = static_cast<int>(threadIdx.x); p < packs; p += static_cast<int>(blockDim.x))
-      f(0, p);
+    for (int p = static_cast<int>(threadIdx.x); p < all; p += static_cast<int>(blockDim.x)) f(0, p);
   }
+}
+
+// The largest magnitude of a pack, NaN if there is one.
+template <int VEC>
+__device__ float largest_of(const Pack<VEC>& y) {
+  if constexpr (VEC == 8) {
+    const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(y.x);
+    const __nv_bfloat162 top = __hmax2_nan(__hmax2_nan(__habs2(pairs[0]), __habs2(pairs[1])),
+                                           __hmax2_nan(__habs2(pairs[2]), __habs2(pairs[3])));
+    return __bfloat162float(__hmax_nan(top.x, top.y));
+  } else {
+    return fabsf(__bfloat162float(y.x[0]));
+  }
+}
+
+// Over the blocks of a row.
+__device__ Sums cluster_reduce(const Sums& mine) {
+#if __CUDA_ARCH__ >= 900
+  __shared__ Sums told;
+  const auto cluster = cooperative_groups::this_cluster();
+  if (threadIdx.x == 0) told = mine;
+  cluster.sync();
+  Sums all{0, 0};
+  for (unsigned i = 0; i < cluster.num_blocks(); ++i) {
+    const Sums other = *cluster.map_shared_rank(&told, i);
+    all.sum += other.sum, all.top = fmaxf(all.top, other.top);
+  }
+  cluster.sync();  // no block ends while another reads of it
+  return all;
+#else
+  return mine;
+#endif
 }
 
 template <int VEC>
@@ -80,40 +134,31 @@ __device__ void put_codes(const Pack<VEC>& y, float inverse, uint8_t* to) {
   }
 }
 
-struct Output {
-  void* data;
-  float* scale;
-  int64_t features;
-};
-
 // Writes row i, whose packs get(k, p) tells.
 template <int VEC, int PACKS, bool FP8, typename Get>
 __device__ void write_row(const Output& out, int64_t i, const Get& get) {
-  const int packs = static_cast<int>(out.features / VEC);
   if constexpr (!FP8) {
     auto* to = reinterpret_cast<Pack<VEC>*>(static_cast<Bf16*>(out.data) + i * out.features);
-    each<PACKS>(packs, [&](int k, int p) { to[p] = get(k, p); });
+    each<VEC, PACKS>(out, [&](int k, int p) { to[p] = get(k, p); });
   } else {
     Pack<VEC> held[PACKS > 0 ? PACKS : 1];
     float top = 0, finite = 0;
-    each<PACKS>(packs, [&](int k, int p) {
+    each<VEC, PACKS>(out, [&](int k, int p) {
       held[k] = get(k, p);
-#pragma unroll
-      for (int j = 0; j < VEC; ++j) {
-        const float y = __bfloat162float(held[k].x[j]);
-        top = fmaxf(top, fabsf(y)), finite += y - y;  // NaN for NaN and infinities
-      }
+      const float y = largest_of<VEC>(held[k]);
+      top = fmaxf(top, y), finite += y - y;  // NaN for NaN and infinities
     });
-    const Sums row = block_reduce<1>(finite, top);
+    Sums row = block_reduce<1>(finite, top);
+    if (out.parts > 1) row = cluster_reduce(row);
     float scale = row.sum == 0.0f ? __fdiv_rn(row.top, 448.0f) : row.sum;
     const bool normal = scale >= 1.17549435e-38f;
     if (!normal && scale == scale) scale = 0.0f;
     const float inverse = normal ? __fdiv_rn(1.0f, scale) : 0.0f;
     uint8_t* to = static_cast<uint8_t*>(out.data) + i * out.features;
-    each<PACKS>(packs, [&](int k, int p) {
+    each<VEC, PACKS>(out, [&](int k, int p) {
       put_codes<VEC>(PACKS > 0 ? held[k] : get(k, p), inverse, to + p * VEC);
     });
-    if (threadIdx.x == 0) out.scale[i] = scale;
+    if (threadIdx.x == 0 && blockIdx.x % out.parts == 0) out.scale[i] = scale;
   }
 }
 
@@ -126,14 +171,14 @@ struct NormRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads) write_kernel(NormRows a, Output out) {
-  const int64_t i = blockIdx.x, r = a.select ? a.select[i] : i;
+__global__ void __launch_bounds__(kThreads, 2) write_kernel(NormRows a, Output out) {
+  const int64_t i = row_of_block(out), r = a.select ? a.select[i] : i;
   auto* x = reinterpret_cast<Pack<VEC>*>(a.residual + r * out.features);
   const auto* d =
       a.delta ? reinterpret_cast<const Pack<VEC>*>(a.delta + r * out.features) : nullptr;
   Pack<VEC> held[PACKS > 0 ? PACKS : 1];
   float squares = 0;
-  each<PACKS>(static_cast<int>(out.features / VEC), [&](int k, int p) {
+  each<VEC, PACKS>(out, [&](int k, int p) {
     Pack<VEC> v = x[p];
     if (d) {
       const Pack<VEC> add = d[p];
@@ -187,8 +232,8 @@ struct GateRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads) write_kernel(GateRows a, Output out) {
-  const int64_t r = blockIdx.x;
+__global__ void __launch_bounds__(kThreads, 2) write_kernel(GateRows a, Output out) {
+  const int64_t r = row_of_block(out);
   const auto* gate = reinterpret_cast<const Pack<VEC>*>(a.in + r * 2 * out.features);
   const auto* up = reinterpret_cast<const Pack<VEC>*>(a.in + r * 2 * out.features + out.features);
   write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) { return gated<VEC>(gate[p], up[p]); });
@@ -200,9 +245,10 @@ struct PlainRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads) write_kernel(PlainRows a, Output out) {
-  const auto* in = reinterpret_cast<const Pack<VEC>*>(a.in + blockIdx.x * a.stride);
-  write_row<VEC, PACKS, FP8>(out, blockIdx.x, [&](int, int p) { return in[p]; });
+__global__ void __launch_bounds__(kThreads, 2) write_kernel(PlainRows a, Output out) {
+  const int64_t r = row_of_block(out);
+  const auto* in = reinterpret_cast<const Pack<VEC>*>(a.in + r * a.stride);
+  write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) { return in[p]; });
 }
 
 struct GatheredRows {
@@ -212,8 +258,8 @@ struct GatheredRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads) write_kernel(GatheredRows a, Output out) {
-  const int64_t r = blockIdx.x, rows = gridDim.x;
+__global__ void __launch_bounds__(kThreads, 2) write_kernel(GatheredRows a, Output out) {
+  const int64_t r = row_of_block(out), rows = gridDim.x / out.parts;
   const auto segment_cols = static_cast<int32_t>(a.segment_cols);
   write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) {
     Pack<VEC> y;
@@ -249,11 +295,44 @@ void launch(const Source& a, const Output& out, int64_t rows, int packs_a_thread
                        : write_kernel<VEC, PACKS, false><<<blocks, block, 0, s>>>(a, out);
 }
 
+bool has_clusters() {
+  static const bool has = [] {
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major >= 9;
+  }();
+  return has;
+}
+
+// Few rows: eight multiprocessors for each.
+template <typename Source>
+void launch_cluster(const Source& a, Output out, int64_t rows, cudaStream_t s) {
+  const int64_t packs = out.features / 8;
+  out.parts = 8;
+  const int64_t of_part = (packs + out.parts - 1) / out.parts;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(out.parts), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(rows * out.parts));
+  config.blockDim = dim3(static_cast<unsigned>(((of_part + 1) / 2 + 31) / 32 * 32));
+  config.stream = s, config.attrs = &attribute, config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, static_cast<void (*)(Source, Output)>(write_kernel<8, 2, true>), a,
+                     out);
+}
+
 template <typename Source>
 void write(const Source& a, const Output& out, int64_t rows, cudaStream_t s) {
   if (rows == 0) return;
   if (out.features % 8 != 0) return launch<1, 0>(a, out, rows, 1, s);
   if (out.features <= 2 * 8 * kThreads) return launch<8, 2>(a, out, rows, 2, s);
+  // A norm's sum of squares is of one block.
+  if constexpr (!std::is_same_v<Source, NormRows>)
+    if (out.scale != nullptr && out.features <= 8 * 2 * 8 * kThreads && rows <= 128 &&
+        has_clusters())
+      return launch_cluster(a, out, rows, s);
   if (out.features <= 8 * 8 * kThreads) return launch<8, 8>(a, out, rows, 8, s);
   launch<8, 0>(a, out, rows, 1, s);
 }

@@ -75,19 +75,30 @@ __global__ void __launch_bounds__(1024)
   const int32_t ends = forbid_eos != nullptr && forbid_eos[r] ? eos_count : 0;
   TokenCandidate best{-INFINITY, -1};
   const auto look = [&](float logit, int64_t i) {
-    const TokenCandidate c{logit, static_cast<int32_t>(vocab_begin + i)};
     // A NaN compares false; an id after one that is as good never wins. -inf may be the first.
-    if (!(c.logit > best.logit || (best.token < 0 && c.logit == best.logit))) return;
+    if (!(logit > best.logit || (best.token < 0 && logit == best.logit))) return;
+    const auto token = static_cast<int32_t>(vocab_begin + i);
     bool allowed = true;
-    for (int32_t e = 0; e < ends; ++e) allowed &= eos_ids[e] != c.token;
-    if (allowed) best = c;
+    for (int32_t e = 0; e < ends; ++e) allowed &= eos_ids[e] != token;
+    if (allowed) best = {logit, token};
   };
   if constexpr (VEC == 4) {
     const auto* row = reinterpret_cast<const float4*>(logits + r * vocab_count);
-#pragma unroll 8
-    for (int64_t p = threadIdx.x; p < vocab_count / 4; p += blockDim.x) {
-      const float4 x = __ldg(row + p);
-      look(x.x, 4 * p), look(x.y, 4 * p + 1), look(x.z, 4 * p + 2), look(x.w, 4 * p + 3);
+    const auto packs = static_cast<int>(vocab_count / 4), step = static_cast<int>(blockDim.x);
+    for (int first = static_cast<int>(threadIdx.x); first < packs; first += 4 * step) {
+      float4 x[4];  // on their way together
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        x[k] = first + k * step < packs ? __ldg(row + first + k * step)
+                                        : make_float4(NAN, NAN, NAN, NAN);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        // Most packs hold nothing better: one branch for four.
+        if (best.token >= 0 && !(fmaxf(fmaxf(x[k].x, x[k].y), fmaxf(x[k].z, x[k].w)) > best.logit))
+          continue;
+        const int64_t i = int64_t{4} * (first + k * step);
+        look(x[k].x, i), look(x[k].y, i + 1), look(x[k].z, i + 2), look(x[k].w, i + 3);
+      }
     }
   } else {
     for (int64_t i = threadIdx.x; i < vocab_count; i += blockDim.x)

@@ -9,8 +9,8 @@ usage: tests/gpu.sh --pack DIR [--bundle FOLDER] [--python 3.12] [--part-mib 58]
                     [--filter REGEX] [--seconds N] [--commit ID] [--arch LIST]
 Here, with a network and after tests/run.sh:
   --pack DIR       what the other machine lacks, in DIR/1, DIR/2, … of at most --part-mib each: the demo's
-                   model and questions, LoadGen, oneDNN, Boost.Program_options, Python packages, and the
-                   FOLDER of launch/bundle.sh --tests
+                   model and questions, LoadGen, oneDNN, Boost.Program_options, Python packages, the
+                   CPU's answers to the demo's questions, and the FOLDER of launch/bundle.sh --tests
 There, with CUDA 12 or later, Open MPI, Python with pytest, h5py and numpy:
   --deps DIR       a DIR of --pack; unpacked into DIR/unpacked at first use
   --binaries DIR   a bundle made with --tests, instead of a build (default: the one in --deps)
@@ -110,6 +110,29 @@ pack_python() {  # into
   find "$1" -name __pycache__ -prune -exec rm -rf {} +
 }
 
+# The CPU's answers to all of the demo's questions in each format, for ROUGE beside the GPU's: minutes,
+# so they are kept as long as what decides them stays the same.
+pack_cpu_runs() {  # into
+  local program=$build/release/drover runs=$build/demo/cpu-runs stamp activations kv name
+  if [[ -n $bundle ]]; then program=$bundle/bin/drover; fi
+  stamp=$(find "$root"/src/{base,engine,backend/cpu,model,store} -type f | sort | xargs cat | sha256sum)
+  for activations in bf16 fp8; do
+    for kv in bf16 fp8; do
+      name=cpu-$activations-$kv
+      if [[ ! -f $runs/$name/.stamp || $(<"$runs/$name/.stamp") != "$stamp" ]]; then
+        say "the CPU's answers with $activations activations and $kv KV"
+        "$root/launch/run.sh" -np 1 --program "$program" -- run --demo --mode accuracy --samples 0 \
+          --model "$build/demo/smollm2-135m.h5" --dataset "$build/demo/chatterbot.h5" --max-new-tokens 64 \
+          --backend cpu --activations "$activations" --kv "$kv" --progress no --out "$runs/$name" --force \
+          >"$work/run.log" 2>&1 || { tail -n 20 "$work/run.log" >&2; fail "the run failed"; }
+        echo "$stamp" >"$runs/$name/.stamp"
+      fi
+      install -Dm 644 "$runs/$name/result.json" "$1/$name/result.json"
+      install -Dm 644 "$runs/$name/accuracy/mlperf_log_accuracy.json" "$1/$name/accuracy/mlperf_log_accuracy.json"
+    done
+  done
+}
+
 pack_all() {
   local work parts=1
   [[ -x $build/release/drover && -f $build/demo/smollm2-135m.h5 ]] || fail "run tests/run.sh first: the pack takes the demo and the libraries from it"
@@ -131,6 +154,7 @@ pack_all() {
     [[ -f $bundle/tests/programs.txt ]] || fail "$bundle was not made by launch/bundle.sh --tests"
     cp -r "$bundle" "$small/bundle"
   fi
+  pack_cpu_runs "$small/cpu-runs"
   say "compressing (a minute or two)"
   tar -C "$small" --sort=name --owner=0 --group=0 -c . | xz -T 0 -9 >"$work/small.tar.xz"
   # Blocks, so that many cores unpack it; 4-bit codes hardly get smaller, so no effort is made.
@@ -218,6 +242,7 @@ if [[ " ${only[*]} " == *" build "* ]]; then
   binaries=$build/gpu/release
 fi
 if [[ -z $binaries ]]; then binaries=$build/gpu/release; fi
+if [[ -n $unpacked && -d $unpacked/cpu-runs ]]; then export DROVER_CPU_RUNS=$unpacked/cpu-runs; fi
 if [[ -n $unpacked ]]; then export PYTHONPATH=$unpacked/site${PYTHONPATH:+:$PYTHONPATH}; fi
 if [[ -z $demo ]]; then demo=$build/demo; fi
 python=${DROVER_PYTHON:-}

@@ -27,8 +27,9 @@ def start(folder, place, grid, fault):
                grace=3)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("place, grid", [
+    pytest.param("shared", "pp", marks=pytest.mark.gpus(1)),
+    *(pytest.param("nccl", grid, marks=pytest.mark.gpus(2)) for grid in GRIDS)])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_throws(tmp_path, place, grid, rank):
     with start(tmp_path, place, grid, f"throw:{rank}:40") as job:

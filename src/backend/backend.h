@@ -197,7 +197,7 @@ class Backend {
   // chunks changes nothing. out [rows, heads * head_size]; query head h reads KV head h / (heads /
   // kv_heads).
   struct Attention {
-    const void* qkv = nullptr;  // as RopeAppend leaves it
+    void* qkv = nullptr;  // as RopeAppend leaves it; the queries may be overwritten
     LinearInput out{};
     int32_t heads = 0;
     KvShape shape;

@@ -176,7 +176,7 @@ class CudaBackend : public Backend {
   void attention(const Attention& a, const StepRows& step, Stream s) override {
     check_shape(a.shape, a.heads);
     // Where the output is quantized, the queries make room for it.
-    cuda::attention(const_cast<void*>(a.qkv), a.out.data, a.out.scale, a.heads,
+    cuda::attention(a.qkv, a.out.data, a.out.scale, a.heads,
                     cache_of(a.shape, a.cache), rows_of(step), work_, as_stream(s));
     DROVER_CUDA_LAUNCHED("attention");
   }

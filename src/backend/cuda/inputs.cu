@@ -62,7 +62,14 @@ struct Output {
   int64_t features;
   int parts = 1;  // blocks of a row, which form a cluster
 };
-__device__ int64_t row_of_block(const Output& out) { return blockIdx.x / out.parts; }
+__device__ int64_t row_of_block(const Output& out) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  // The linear that follows may fetch weights already; it waits for this kernel's end before it
+  // touches anything else (hopper_kernel.cuh).
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+  return blockIdx.x / out.parts;
+}
 
 // f(k, p) for the packs p of this thread, the k-th in registers.
 template <int VEC, int PACKS, typename F>

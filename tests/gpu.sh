@@ -6,7 +6,7 @@ usage() {
   cat <<'TEXT'
 usage: tests/gpu.sh --pack DIR [--bundle FOLDER] [--python 3.12] [--part-mib 58]
        tests/gpu.sh [--deps DIR] [--binaries FOLDER] [--only build|tests|e2e|bench]… [--out DIR]
-                    [--filter REGEX] [--seconds N] [--commit ID] [--arch LIST]
+                    [--sanitize TOOL] [--filter REGEX] [--seconds N] [--commit ID] [--arch LIST]
 Here, with a network and after tests/run.sh:
   --pack DIR       what the other machine lacks, in DIR/1, DIR/2, … of at most --part-mib each: the demo's
                    model and questions, LoadGen, oneDNN, Boost.Program_options, Python packages, the
@@ -16,6 +16,7 @@ There, with CUDA 12 or later, Open MPI, Python with pytest, h5py and numpy:
   --binaries DIR   a bundle made with --tests, instead of a build (default: the one in --deps)
   --only WHAT      build: configure and compile here; tests: the C++ programs; e2e: pytest; bench.
                    Several may be given. Default: tests, e2e and bench, and build without a bundle
+  --sanitize TOOL  the C++ programs under compute-sanitizer: memcheck, racecheck, initcheck or synccheck
   --filter REGEX   only programs, pytest files and benches whose name matches
   --seconds N      stop after that time; what is left counts as skipped (default: no limit)
   --commit ID      what gpu.json calls the commit (default: what drover --version says)
@@ -28,7 +29,7 @@ TEXT
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=${DROVER_BUILD_DIR:-$root/build}
 pack="" bundle="" python_version=3.12 part_mib=58 deps="" binaries="" only=() out=${OUT:-$build/gpu/out}
-filter="" seconds=0 commit="" arch=""
+filter="" seconds=0 commit="" arch="" sanitize=()
 while [[ $# -gt 0 ]]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
@@ -45,6 +46,7 @@ while [[ $# -gt 0 ]]; do
       esac
       shift 2 ;;
     --out) out=${2:?--out wants a folder}; shift 2 ;;
+    --sanitize) sanitize=(--sanitize "${2:?--sanitize wants a tool}"); shift 2 ;;
     --filter) filter=${2:?--filter wants an expression}; shift 2 ;;
     --seconds) seconds=${2:?--seconds wants a number}; shift 2 ;;
     --commit) commit=${2:?--commit wants an id}; shift 2 ;;
@@ -252,7 +254,7 @@ if [[ -z $python ]]; then
 fi
 code=0
 DROVER_DEMO=$demo "$python" "$root/tests/gpu/run_gpu.py" --binaries "$binaries" --out "$out" \
-  --commit "$commit" --seconds "$seconds" --filter "$filter" "${only[@]/#/--only=}" || code=$?
+  --commit "$commit" --seconds "$seconds" --filter "$filter" "${sanitize[@]}" "${only[@]/#/--only=}" || code=$?
 tar -C "$out" --remove-files -czf "$out/logs.tar.gz" logs
 if ((built != 0 && code == 0)); then code=1; fi
 exit "$code"

@@ -43,6 +43,7 @@ class Runner:
         self.logs = self.out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.filter = re.compile(args.filter or ".")
+        self.sanitize = args.sanitize
         self.end = time.monotonic() + args.seconds if args.seconds > 0 else None
         self.drover = next((p for p in (self.binaries / "bin/drover", self.binaries / "drover")
                             if p.exists()), self.binaries / "drover")
@@ -122,12 +123,15 @@ class Runner:
         name = label if shard[1] == 1 else f"{label}.{shard[0]}"
         report = self.logs / f"{name}.json"
         command, env = [program], {}
+        if self.sanitize:
+            label = f"{label} ({self.sanitize})"
+            command = ["compute-sanitizer", "--tool", self.sanitize, "--error-exitcode", "99", program]
         if ranks == 0:
             command.append(f"--gtest_output=json:{report}")
             if shard[1] > 1:
                 env = {"GTEST_SHARD_INDEX": str(shard[0]), "GTEST_TOTAL_SHARDS": str(shard[1])}
         else:
-            command = [MPIRUN, ranks, program]
+            command = [MPIRUN, ranks, *command]
         code, text, seconds = self.start(name, command, 300, env)
         if code is None and text == "no time left":
             self.add(label, "", "skip", why=text)
@@ -247,6 +251,7 @@ def main():
     parser.add_argument("--commit", default="", help="default: what drover says of itself")
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--filter", default="")
+    parser.add_argument("--sanitize", choices=("memcheck", "racecheck", "initcheck", "synccheck"))
     parser.add_argument("--only", action="append", default=[])
     args = parser.parse_args()
     runner = Runner(args)

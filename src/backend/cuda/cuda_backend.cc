@@ -176,8 +176,8 @@ class CudaBackend : public Backend {
   void attention(const Attention& a, const StepRows& step, Stream s) override {
     check_shape(a.shape, a.heads);
     // Where the output is quantized, the queries make room for it.
-    cuda::attention(a.qkv, a.out.data, a.out.scale, a.heads,
-                    cache_of(a.shape, a.cache), rows_of(step), work_, as_stream(s));
+    cuda::attention(a.qkv, a.out.data, a.out.scale, a.heads, cache_of(a.shape, a.cache),
+                    rows_of(step), work_, as_stream(s));
     DROVER_CUDA_LAUNCHED("attention");
   }
   void silu_gate(const void* in, const LinearInput& out, int64_t rows, int64_t features,
@@ -239,13 +239,18 @@ std::unique_ptr<Embedding> CudaBackend::load_embedding(const WeightTensor& t) {
                "an embedding table cannot have permuted columns (act-order)");
   auto e = std::make_unique<StoredEmbedding>();
   e->table_bytes = DeviceBytes(std::max<size_t>(cuda::device_tensor_bytes(t), 16),
-                          "the embedding table", device_.stream);
+                               "the embedding table", device_.stream);
   const cuda::DeviceTensor d = linears_.uploads().upload_to(t, e->table_bytes.get());
-  e->table = {static_cast<int>(t.format), static_cast<int>(t.zero),
-              t.group,                    t.scale_dtype == Dtype::kBf16,
-              t.rows,                     t.cols,
-              d.codes,                    d.scales,
-              d.zeros,                    d.minimums};
+  e->table = {static_cast<int>(t.format),
+              static_cast<int>(t.zero),
+              t.group,
+              t.scale_dtype == Dtype::kBf16,
+              t.rows,
+              t.cols,
+              d.codes,
+              d.scales,
+              d.zeros,
+              d.minimums};
   e->memory.push_back({e->table_bytes.get(), cuda::device_tensor_bytes(t)});
   e->rows = t.rows, e->cols = t.cols, e->bytes = t.bytes();
   return e;
@@ -299,9 +304,10 @@ std::string cuda_problem() {
     cudaRuntimeGetVersion(&runtime);
     cudaDriverGetVersion(&driver);
     if (driver == 0) return "no NVIDIA driver is loaded here";
-    return fmt::format("the NVIDIA driver serves CUDA {}.{}, drover was built with {}.{}: update "
-                       "the driver, or build with an older toolkit",
-                       driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    return fmt::format(
+        "the NVIDIA driver serves CUDA {}.{}, drover was built with {}.{}: update "
+        "the driver, or build with an older toolkit",
+        driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
   }
   if (e == cudaErrorNoDevice || (e == cudaSuccess && count == 0))
     return "no GPU is visible (see nvidia-smi, and CUDA_VISIBLE_DEVICES)";

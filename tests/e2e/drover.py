@@ -52,6 +52,7 @@ def single(*arguments, timeout=120, env=None, check=True):
 
 def generate(tmp_path, prompts, ranks=1, model=MODEL, new_tokens=64, extra=()):
     """Greedy token ids of each prompt."""
+    tmp_path.mkdir(parents=True, exist_ok=True)
     tokens, answers = tmp_path / "prompts.json", tmp_path / "answers.json"
     tokens.write_text(json.dumps([[int(t) for t in p] for p in prompts]))
     drover(ranks, "generate", "--model", model, "--tokens", tokens, "--json", answers,

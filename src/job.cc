@@ -12,10 +12,10 @@
 #include "choose_backend.h"
 #include "command_line.h"
 #include "drover_version.h"
+#include "engine/share_weights.h"
 #include "engine/worker.h"
 #include "gather_trace.h"
 #include "serve/session.h"
-#include "share_weights.h"
 #include "size_engine.h"
 #include "store/store.h"
 

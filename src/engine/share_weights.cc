@@ -1,4 +1,4 @@
-#include "share_weights.h"
+#include "engine/share_weights.h"
 
 namespace drover {
 

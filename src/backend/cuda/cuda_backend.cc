@@ -81,7 +81,7 @@ class CudaBackend : public Backend {
         work_{static_cast<float*>(partials_.get()), o.workspace_bytes / 4,
               static_cast<uint32_t*>(counters_.get()), kCounters,
               device_.properties.multiProcessorCount},
-        linears_(work_, device_.stream, o.inputs == Dtype::kFp8E4m3),
+        linears_(work_, device_.stream, o.inputs == Dtype::kFp8E4m3, o.portable),
         staging_(kStagingHalf) {}
 
   std::string name() const override { return "cuda"; }

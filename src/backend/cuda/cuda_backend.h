@@ -12,6 +12,8 @@ struct CudaOptions {
   int device = 0;
   // Inputs of INT4 layers: kBf16 (W4A16, exact), or kFp8E4m3 (W4A8).
   Dtype inputs = Dtype::kBf16;
+  // Linears as on a GPU before Hopper, whatever the GPU is: for tests of that path.
+  bool portable = false;
   size_t workspace_bytes = size_t{64} << 20;  // partial sums of split linears and attention
 };
 

@@ -84,7 +84,8 @@ struct LinearEngine::Plan {
   }
 };
 
-LinearEngine::LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs)
+LinearEngine::LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs,
+                           bool portable)
     : work_(work),
       stream_(stream),
       fp8_inputs_(fp8_inputs),
@@ -94,6 +95,7 @@ LinearEngine::LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_
   DROVER_CUDA(cudaGetDevice(&device));
   DROVER_CUDA(cudaDeviceGetAttribute(&compute_capability_major_, cudaDevAttrComputeCapabilityMajor,
                                      device));
+  if (portable) compute_capability_major_ = 8;
   DROVER_CUBLAS(cublasLtCreate(&handle_));
 }
 

@@ -42,8 +42,8 @@ void* device_alloc(size_t bytes, std::string_view purpose);
 class LinearEngine {
  public:
   // Of the current device. fp8_inputs: INT4 layers take their inputs in e4m3 (W4A8), else in bf16
-  // (W4A16).
-  LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs);
+  // (W4A16). portable: as if the device were no Hopper.
+  LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs, bool portable);
   ~LinearEngine();
   LinearEngine(const LinearEngine&) = delete;
   LinearEngine& operator=(const LinearEngine&) = delete;

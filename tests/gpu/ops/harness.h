@@ -19,6 +19,13 @@ inline std::vector<BackendCase> backends() {
              return make_cuda_backend(o);
            },
            false},
+          {"cuda_portable",
+           [] {
+             CudaOptions o;
+             o.portable = true;
+             return make_cuda_backend(o);
+           },
+           false},
           // Next to no workspace: chunks of columns and partitions of contexts one after the other.
           {"cuda_no_split",
            [] {

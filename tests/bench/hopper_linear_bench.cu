@@ -350,7 +350,7 @@ struct Bench {
     for (const int64_t m : ms)
       for (HopperVariant v : variants(m, false)) {
         // A pattern of names to keep, for runs that look into one variant.
-        const char* filter = std::getenv("HB_FILTER");
+        const char* filter = std::getenv("DROVER_BENCH_FILTER");
         if (filter != nullptr &&
             ("," + std::string(filter) + ",").find("," + name(v) + ",") == std::string::npos)
           continue;
@@ -493,7 +493,7 @@ int main(int argc, char** argv) {
   b.copy();
   if (mode == "time") {
     if (ms.empty()) ms = {1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1536, 2048};
-    if (std::getenv("HB_FILTER") == nullptr) b.library(ms, 0);
+    if (std::getenv("DROVER_BENCH_FILTER") == nullptr) b.library(ms, 0);
     b.times(true, ms);
     if (std::getenv("HB_FP8") == nullptr) b.times(false, ms);
   } else if (mode == "sustained") {

@@ -129,7 +129,8 @@ class Backend {
   // `operations` must not allocate, copy from or to the host, or wait.
   virtual void replay(uint64_t key, const std::function<void()>& operations) = 0;
   virtual void forget_replays() = 0;  // the records, and what they hold of communicators
-  // A replayed step of so many rows is padded to this many, so that the records are few.
+  // A replayed step of so many rows is padded to this many, so that the records are few; 0: this
+  // backend records nothing.
   virtual int32_t replay_rows(int32_t rows) const = 0;
 
   struct Memory {

@@ -48,7 +48,7 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
   ids_ = ints(rows);
   stored_slot_ = ints(rows);
   stored_position_ = ints(rows);
-  limits_.replay = limits.replay && comms.tensor->capturable();
+  limits_.replay = limits.replay && backend.replay_rows(1) > 0 && comms.tensor->capturable();
 }
 
 // They hold communicators, which would otherwise wait for them.
@@ -70,7 +70,7 @@ void Worker::prepare() {
   int32_t recorded = 0;
   for (int32_t rows = 1; rows <= most; ++rows) {
     const int32_t padded = backend_.replay_rows(rows);
-    // Not a backend that pads, or recorded already; a size past the step's room is run as it is.
+    // Recorded already, or past the step's room: then such steps run as they are.
     if (padded == recorded || padded > limits_.step_tokens) continue;
     recorded = padded;
     arrays_.upload(nobody, padded);

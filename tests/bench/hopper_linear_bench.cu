@@ -495,7 +495,7 @@ int main(int argc, char** argv) {
     if (ms.empty()) ms = {1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1536, 2048};
     if (std::getenv("DROVER_BENCH_FILTER") == nullptr) b.library(ms, 0);
     b.times(true, ms);
-    if (std::getenv("HB_FP8") == nullptr) b.times(false, ms);
+    if (std::getenv("DROVER_BENCH_FP8") == nullptr) b.times(false, ms);
   } else if (mode == "sustained") {
     if (ms.empty()) ms = {512, 1024, 2048};
     b.sustained(true, ms);

@@ -77,7 +77,7 @@ class CpuBackend : public Backend {
   void wait(DeviceEvent, Deadline, const Interrupt& interrupt) override { interrupt.check(); }
   void replay(uint64_t, const std::function<void()>& operations) override { operations(); }
   void forget_replays() override {}
-  int32_t replay_rows(int32_t rows) const override { return rows; }
+  int32_t replay_rows(int32_t) const override { return 0; }
   Memory memory() const override { return {memory_total_bytes(), memory_total_bytes()}; }
 
   bool makes_weights() const override { return false; }

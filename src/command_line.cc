@@ -116,7 +116,7 @@ std::vector<OptionRow> device_options() {
       {"backend", "auto", "auto, cpu or cuda"},
       {"activations", "auto", "inputs of INT4 layers: bf16, fp8, f32 (CPU)"},
       {"threads", "0", "threads of the CPU (0: all cores)"},
-      {"share-gpu", "no", ""},
+      {"share-gpu", "no", "let ranks share a GPU"},
       {"steady", "0", "seconds of load before each figure (a GPU's clock falls under load)"},
       {"json", "", "write all figures to this file"},
       {"help", "no", "print this"},

@@ -14,18 +14,10 @@ struct Header {
   uint64_t permuted;
 };
 
-class SharedSource final : public WeightSource {
+class SharedSource final : public ForwardingSource {
  public:
   SharedSource(std::unique_ptr<WeightSource> source, Comm& replicas)
-      : source_(std::move(source)), replicas_(replicas) {}
-
-  const Architecture& architecture() const override { return source_->architecture(); }
-  int group() const override { return source_->group(); }
-  std::string fingerprint() const override { return source_->fingerprint(); }
-  bool synthetic() const override { return source_->synthetic(); }
-  std::string description() const override { return source_->description(); }
-  std::string tokenizer_sha256() const override { return source_->tokenizer_sha256(); }
-  std::map<std::string, std::string> provenance() const override { return source_->provenance(); }
+      : ForwardingSource(std::move(source)), replicas_(replicas) {}
 
   WeightTensor read(const std::string& name, Range rows, Range cols) override {
     const bool reads = replicas_.rank() == 0;
@@ -63,7 +55,6 @@ class SharedSource final : public WeightSource {
     if (!values.empty()) replicas_.broadcast(values.data(), values.size() * sizeof(T), 0, nullptr);
   }
 
-  std::unique_ptr<WeightSource> source_;
   Comm& replicas_;
 };
 

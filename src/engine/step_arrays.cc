@@ -5,7 +5,7 @@
 namespace drover {
 
 StepArrays::StepArrays(Backend& backend, int32_t max_rows)
-    : device_(backend, bytes_of(max_rows), "step rows"), host_(bytes_of(max_rows)) {}
+    : device_(backend, bytes(max_rows), "step rows"), host_(bytes(max_rows)) {}
 
 void StepArrays::upload(const StepLayout& layout, int32_t rows) {
   rows_ = rows;
@@ -35,7 +35,7 @@ void StepArrays::upload(const StepLayout& layout, int32_t rows) {
     array(4)[n] = 0;
     forbid[n] = 0;
   }
-  device_.upload(std::span<const std::byte>(host_).first(bytes_of(rows)));
+  device_.upload(std::span<const std::byte>(host_).first(bytes(rows)));
 }
 
 }  // namespace drover

@@ -11,7 +11,10 @@ namespace drover {
 class StepArrays {
  public:
   StepArrays(Backend& backend, int32_t max_rows);
-  static size_t bytes(int32_t max_rows) { return bytes_of(max_rows); }
+  // Of the device's buffer.
+  static size_t bytes(int32_t rows) {
+    return (6 * static_cast<size_t>(rows) + 1) * sizeof(int32_t) + static_cast<size_t>(rows);
+  }
 
   // Fills and uploads the arrays of `rows` rows, those past the layout's as padding: a slot of -1,
   // which samples nothing. Addresses depend on `rows` alone, so that a replayed step finds them.
@@ -26,9 +29,6 @@ class StepArrays {
   const uint8_t* forbid_eos() const { return reinterpret_cast<const uint8_t*>(at(6) + 1); }
 
  private:
-  static size_t bytes_of(int32_t rows) {
-    return (6 * static_cast<size_t>(rows) + 1) * sizeof(int32_t) + static_cast<size_t>(rows);
-  }
   const int32_t* at(int32_t array) const {
     return reinterpret_cast<const int32_t*>(device_.data()) + array * int64_t{rows_};
   }

@@ -201,8 +201,9 @@ void Worker::queue(const StepPlan& plan, Running& running) {
   DROVER_CHECK(rows <= limits_.step_tokens, ExitCode::kInternal,
                "bad plan: {} rows in a step of at most {}", rows, limits_.step_tokens);
   const bool decodes = layout_.decode_rows == rows && layout_.looked_at.empty();
-  int32_t padded = decodes && limits_.replay ? backend_.replay_rows(rows) : rows;
-  if (padded > limits_.step_tokens) padded = rows;
+  const int32_t recorded = decodes && limits_.replay ? backend_.replay_rows(rows) : 0;
+  const bool replays = recorded > 0 && recorded <= limits_.step_tokens;
+  const int32_t padded = replays ? recorded : rows;
   arrays_.upload(layout_, padded);
   const StepRows step{.rows = padded,
                       .chunks = layout_.chunks() + padded - rows,
@@ -215,7 +216,7 @@ void Worker::queue(const StepPlan& plan, Running& running) {
   const auto& shard = decoder_.shard();
   const auto wanted = static_cast<int32_t>(layout_.wanted.size());
   decoder_.receive(rows);
-  if (decodes && limits_.replay && padded == backend_.replay_rows(rows)) {
+  if (replays) {
     backend_.replay(static_cast<uint64_t>(padded), [&] { work(step, padded); });
   } else {
     work(step, wanted);

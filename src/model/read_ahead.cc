@@ -10,11 +10,11 @@
 namespace drover {
 namespace {
 
-class ReadAhead : public WeightSource {
+class ReadAhead : public ForwardingSource {
  public:
   ReadAhead(std::unique_ptr<WeightSource> source, const Shard& shard, size_t most_bytes,
             int threads)
-      : source_(std::move(source)), most_bytes_(most_bytes) {
+      : ForwardingSource(std::move(source)), most_bytes_(most_bytes) {
     for (auto& p : load_order(source_->architecture(), shard))
       pieces_.emplace_back().what = std::move(p);
     for (int i = 0; i < std::max(threads, 1); ++i) threads_.emplace_back([this] { serve(); });
@@ -27,14 +27,6 @@ class ReadAhead : public WeightSource {
     changed_.notify_all();
     for (auto& t : threads_) t.join();
   }
-
-  const Architecture& architecture() const override { return source_->architecture(); }
-  int group() const override { return source_->group(); }
-  std::string fingerprint() const override { return source_->fingerprint(); }
-  bool synthetic() const override { return source_->synthetic(); }
-  std::string description() const override { return source_->description(); }
-  std::string tokenizer_sha256() const override { return source_->tokenizer_sha256(); }
-  std::map<std::string, std::string> provenance() const override { return source_->provenance(); }
 
   WeightTensor read(const std::string& name, Range rows, Range cols) override;
 
@@ -49,7 +41,6 @@ class ReadAhead : public WeightSource {
   Piece* next_planned();
   void serve();
 
-  std::unique_ptr<WeightSource> source_;
   size_t most_bytes_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/dtype.h"
@@ -35,6 +36,22 @@ class WeightSource {
   virtual std::string tokenizer_sha256() const = 0;
   // Where the weights came from, as the store tells it (data/FORMAT.md, /provenance).
   virtual std::map<std::string, std::string> provenance() const = 0;
+};
+
+// A source that reads another one in a way of its own, and otherwise speaks for it.
+class ForwardingSource : public WeightSource {
+ public:
+  const Architecture& architecture() const override { return source_->architecture(); }
+  int group() const override { return source_->group(); }
+  std::string fingerprint() const override { return source_->fingerprint(); }
+  bool synthetic() const override { return source_->synthetic(); }
+  std::string description() const override { return source_->description(); }
+  std::string tokenizer_sha256() const override { return source_->tokenizer_sha256(); }
+  std::map<std::string, std::string> provenance() const override { return source_->provenance(); }
+
+ protected:
+  explicit ForwardingSource(std::unique_ptr<WeightSource> source) : source_(std::move(source)) {}
+  std::unique_ptr<WeightSource> source_;
 };
 
 // `spec` is a store file, or "synthetic:NAME[:seed]". `stage_dir`: copy the store there first

@@ -15,6 +15,7 @@
 #include "engine/share_weights.h"
 #include "engine/worker.h"
 #include "gather_trace.h"
+#include "plan/topology.h"
 #include "serve/session.h"
 #include "size_engine.h"
 #include "store/store.h"
@@ -104,27 +105,13 @@ class Rank {
   }
 
   Grid choose_grid() const {
-    const auto size = [&](const char* name, const std::map<std::string, std::string>& topology) {
-      const auto t = topology.find(std::string("grid.") + name);
-      if (options_.given(name) || t == topology.end()) {
-        return static_cast<int>(options_.integer(name, 0, 1 << 20));
-      }
-      const std::string& text = t->second;
-      DROVER_CHECK(!text.empty() && text.size() < 8 &&
-                       text.find_first_not_of("0123456789") == std::string::npos,
-                   ExitCode::kBadInput, "{}: grid.{} = {}: expected a whole number",
-                   options_.text("topology"), name, text);
-      return std::stoi(text);
+    const std::string file = options_.text("topology");
+    const Topology t = file.empty() ? Topology{} : read_topology(file);
+    const auto size = [&](const char* name, const std::optional<int>& suggested) {
+      if (suggested && !options_.given(name)) return *suggested;
+      return static_cast<int>(options_.integer(name, 0, 1 << 20));
     };
-    const auto topology = options_.text("topology").empty() ? std::map<std::string, std::string>{}
-                                                            : read_ini(options_.text("topology"));
-    for (const auto& [key, value] : topology) {
-      DROVER_CHECK(key == "grid.tp" || key == "grid.pp" || key == "grid.dp", ExitCode::kBadInput,
-                   "{}: unknown key {}; a topology file has tp, pp and dp in [grid]",
-                   options_.text("topology"), key);
-    }
-    return make_grid(size("tp", topology), size("pp", topology), size("dp", topology),
-                     world_.size());
+    return make_grid(size("tp", t.tp), size("pp", t.pp), size("dp", t.dp), world_.size());
   }
 
   void load() {

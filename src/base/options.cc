@@ -187,7 +187,9 @@ std::map<std::string, std::string> read_ini(const std::string& file) {
   std::map<std::string, std::string> values;
   try {
     for (const auto& o : po::parse_config_file(in, none, true).options) {
-      values[o.string_key] = o.value.empty() ? "" : o.value.front();
+      const bool first =
+          values.emplace(o.string_key, o.value.empty() ? "" : o.value.front()).second;
+      DROVER_CHECK(first, ExitCode::kBadInput, "{}: {} is given twice", file, o.string_key);
     }
   } catch (const po::error& e) {
     DROVER_FAIL(ExitCode::kBadInput, "{}: {}", file, e.what());

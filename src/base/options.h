@@ -44,7 +44,7 @@ class Options {
   std::map<std::string, bool> given_;
 };
 
-// An INI file as "section.key" -> value. kBadInput naming the line.
+// An INI file as "section.key" -> value. kBadInput naming the line, or a key that comes twice.
 std::map<std::string, std::string> read_ini(const std::string& file);
 
 }  // namespace drover

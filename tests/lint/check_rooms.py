@@ -19,8 +19,9 @@ MAY_INCLUDE = {
     **{room: {"base"} for room in MIDDLE},
     "model": {"base", "store"},
     "engine": {"base"} | MIDDLE,
+    "plan": {"base", "model", "comm", "sched"},
     "serve": {"base", "engine"} | MIDDLE,
-    "main": {"base", "engine", "serve"} | MIDDLE,
+    "main": {"base", "engine", "plan", "serve"} | MIDDLE,
 }
 # Header of an outside library -> the only place, or places, that include it.
 LIBRARY_HOMES = [
@@ -130,6 +131,8 @@ def self_test():
         "src/engine/c.cc": "#include <cuda_runtime_api.h>\n",
         "src/backend/cuda/a.cc": "#include <nccl.h>\n",
         "src/cellar/a.cc": "int x;\n",
+        "src/plan/a.cc": '#include "engine/decoder.h"\n',
+        "src/engine/d.cc": '#include "plan/topology.h"\n',
         "src/base/long.cc": "\n" * (MOST_LINES + 1),
         "src/base/later.cc": "// TO" + "DO: later\n",
         "launch/a.sh": "cd /" + "home/someone\n",
@@ -138,6 +141,7 @@ def self_test():
         "src/model/good.cc": '#include "store/store.h"\n#include "base/error.h"\n#include <vector>\n',
         "src/serve/good.cc": '#include <loadgen.h>\n#include "sched/step.h"\n',
         "src/store/good.cc": "#include <hdf5.h>\n",
+        "src/plan/good.cc": '#include "comm/grid.h"\n#include "sched/scheduler.h"\n',
         "src/comm/gpu/good.cc": "#include <cuda_runtime_api.h>\n",
         "src/comm/nccl/good.cc": "#include <cuda_runtime_api.h>\n#include <nccl.h>\n",
         "src/backend/cuda/good.cc": "#include <cuda_runtime_api.h>\n",

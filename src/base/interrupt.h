@@ -38,12 +38,15 @@ class Interrupt {
   std::string cause_;
 };
 
-// What the watchdog tells of this rank: it advances whenever the worker gets something done.
+// What the watchdog tells of this rank: it advances whenever the worker gets something done. And
+// what its communicators on the host took of the worker's time, in nanoseconds since the start.
 struct Progress {
   std::atomic<uint64_t> ticks{0};
   std::atomic<bool> waiting{false};            // in a wait for a peer (the peer is to blame)
   std::atomic<const char*> phase{"start-up"};  // string literals only
   std::atomic<int> patience_seconds{120};      // longest time without a tick in this phase
+  std::atomic<int64_t> communication_ns{0};    // collectives and sends, waits in them included
+  std::atomic<int64_t> receive_ns{0};          // receives: waits for another stage
   // Start-up and loading are given time; steps are not.
   void enter(const char* name, int patience) noexcept {
     phase.store(name);

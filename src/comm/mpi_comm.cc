@@ -29,6 +29,25 @@ struct Bf16 {
   static uint16_t store(float x) { return bf16_from_float(x); }
 };
 
+// Adds the time of its life to one of Progress's sums. There may be none to add to.
+class Timed {
+ public:
+  Timed(Progress* progress, std::atomic<int64_t> Progress::*sum)
+      : sum_(progress == nullptr ? nullptr : &(progress->*sum)),
+        begin_(sum_ == nullptr ? Clock::time_point{} : Clock::now()) {}
+  ~Timed() {
+    if (sum_ == nullptr) return;
+    sum_->fetch_add(std::chrono::nanoseconds(Clock::now() - begin_).count(),
+                    std::memory_order_relaxed);
+  }
+  Timed(const Timed&) = delete;
+  Timed& operator=(const Timed&) = delete;
+
+ private:
+  std::atomic<int64_t>* sum_;
+  Clock::time_point begin_;
+};
+
 class MpiComm final : public Comm {
  public:
   MpiComm(MPI_Comm comm, std::string name, Interrupt& interrupt, Progress* progress, double seconds)
@@ -62,21 +81,17 @@ class MpiComm final : public Comm {
     DROVER_CHECK(type == Dtype::kF32 || type == Dtype::kBf16, ExitCode::kInternal,
                  "communicators sum f32 and bf16, asked for {}", to_string(type));
     if (size_ == 1 || count == 0) return;
+    const Timed timed(progress_, &Progress::communication_ns);
     type == Dtype::kF32 ? sum<F32>(buffer, count) : sum<Bf16>(buffer, count);
   }
 
   void all_gather(const void* in, void* out, size_t bytes, void*) override {
-    auto* place = static_cast<std::byte*>(out);
-    std::memmove(place + bytes * static_cast<size_t>(rank_), in, bytes);
-    for (int p = 0; p < size_; ++p) {
-      if (p == rank_) continue;
-      start_recv(place + bytes * static_cast<size_t>(p), bytes, p);
-      start_send(in, bytes, p);
-    }
-    finish("all-gather");
+    const Timed timed(progress_, &Progress::communication_ns);
+    gather(in, out, bytes);
   }
 
   void broadcast(void* buffer, size_t bytes, int root, void*) override {
+    const Timed timed(progress_, &Progress::communication_ns);
     // One hop to each: a replica has few ranks.
     if (rank_ == root) {
       for (int p = 0; p < size_; ++p) {
@@ -89,6 +104,7 @@ class MpiComm final : public Comm {
   }
 
   void send(const void* buffer, size_t bytes, int peer, void*) override {
+    const Timed timed(progress_, &Progress::communication_ns);
     reap();
     const auto* first = static_cast<const std::byte*>(buffer);
     sends_.push_back({std::vector<std::byte>(first, first + bytes), MPI_REQUEST_NULL});
@@ -98,6 +114,7 @@ class MpiComm final : public Comm {
   }
 
   void recv(void* buffer, size_t bytes, int peer, void*) override {
+    const Timed timed(progress_, &Progress::receive_ns);
     start_recv(buffer, bytes, peer);
     finish("receive");
   }
@@ -107,6 +124,17 @@ class MpiComm final : public Comm {
     std::vector<std::byte> bytes;
     MPI_Request request;
   };
+
+  void gather(const void* in, void* out, size_t bytes) {
+    auto* place = static_cast<std::byte*>(out);
+    std::memmove(place + bytes * static_cast<size_t>(rank_), in, bytes);
+    for (int p = 0; p < size_; ++p) {
+      if (p == rank_) continue;
+      start_recv(place + bytes * static_cast<size_t>(p), bytes, p);
+      start_send(in, bytes, p);
+    }
+    finish("all-gather");
+  }
 
   int checked_count(size_t bytes) const {
     DROVER_CHECK(bytes <= static_cast<size_t>(INT32_MAX), ExitCode::kInternal,
@@ -162,7 +190,7 @@ class MpiComm final : public Comm {
   void sum_in_one_round(Element* data, size_t count) {
     const auto n = static_cast<size_t>(size_);
     auto* parts = scratch<Element>(count * n);
-    all_gather(data, parts, count * sizeof(Element), nullptr);
+    gather(data, parts, count * sizeof(Element));
     add<Type>(parts, count, data, count);
   }
 

@@ -69,7 +69,7 @@ class World {
 // thread polls a given channel on a given rank.
 class Mailbox {
  public:
-  enum class Channel : int { kPlan = 1, kResult = 2 };
+  enum class Channel : int { kPlan = 1, kResult = 2, kTimes = 3 };
   virtual ~Mailbox() = default;
   virtual int rank() const = 0;
   // Never waits; the bytes are kept until they have left.

@@ -31,6 +31,7 @@ void Outputs::add(int32_t slot, int32_t position, int32_t token, StepResult& res
                "infinities, or overflow; import the model again",
                a.of.id, position);
   a.tokens.push_back(token);
+  ++result.tokens;
   if (count == 0) result.first.push_back({a.of.id, token});
   if (a.of.stream_tokens) result.streamed.push_back({a.of.id, token});
 

@@ -15,6 +15,10 @@ int32_t max_pages(const WorkerLimits& l) {
   return (l.max_positions + l.page_tokens - 1) / l.page_tokens;
 }
 
+double seconds_between(Clock::time_point a, Clock::time_point b) {
+  return std::chrono::duration<double>(b - a).count();
+}
+
 int64_t nanoseconds(Clock::time_point t) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(t.time_since_epoch()).count();
 }
@@ -37,7 +41,8 @@ Worker::Worker(Decoder& decoder, Backend& backend, const ShardComms& comms, Mail
       outputs_(limits.slots, decoder.architecture().eos_ids),
       max_tokens_(limits.max_positions),
       max_pages_(max_pages(limits)),
-      arrays_(backend, limits.step_tokens) {
+      arrays_(backend, limits.step_tokens),
+      split_(backend.stream() == nullptr) {
   const auto slots = static_cast<size_t>(limits.slots);
   const auto rows = static_cast<size_t>(limits.step_tokens);
   const auto ints = [&](size_t n) { return DeviceArray<int32_t>(backend, n, "step rows"); };
@@ -98,6 +103,7 @@ void Worker::run() {
     }
     // Idle for as long as the leader likes: it is the watchdog that notices a leader that is gone.
     bool plan_there = false, step_done = false;
+    const auto waited_from = running_.empty() ? Clock::now() : Clock::time_point::max();
     const auto deadline = running_.empty() ? Deadline::max() : step_deadline();
     wait_until(
         [&] {
@@ -116,6 +122,11 @@ void Worker::run() {
     }
     StepPlan plan = decode_plan(bytes_);
     if (plan.stop) break;
+    if (plan.tell_times) {
+      tell_times(plan.step);
+      continue;
+    }
+    begin_times(waited_from);
     start(plan);
   }
   log::info("worked: {} steps, {} rows, {} sequences, {:.1f} s in steps", steps_done_, rows_done_,
@@ -130,6 +141,46 @@ Deadline Worker::step_deadline() const {
   return std::max(running_.front()->begin, last_end_) +
          std::chrono::duration_cast<Clock::duration>(
              std::chrono::duration<double>(limits_.step_seconds));
+}
+
+// A plan with a step has come. The wait for it counts, unless it is the first: what went before the
+// first step is no part of the work.
+void Worker::begin_times(Clock::time_point waited_from) {
+  const auto now = Clock::now();
+  if (times_.any) {
+    if (waited_from < now) times_.plan_wait += seconds_between(waited_from, now);
+    return;
+  }
+  times_ = {.any = true,
+            .begin = now,
+            .end = now,
+            .communication_ns = progress_.communication_ns,
+            .receive_ns = progress_.receive_ns};
+}
+
+// The leader asks when it has all results; this rank's part of the last steps may still run.
+void Worker::tell_times(uint64_t asking) {
+  while (!running_.empty()) {
+    const Running& first = *running_.front();
+    if (first.queued) backend_.wait(first.event, step_deadline(), interrupt_);
+    finish();
+  }
+  RankTimes t{.asking = asking, .rank = rank_, .split = split_, .steps = times_.steps};
+  t.seconds = seconds_between(times_.begin, times_.end);
+  t.plan_wait = times_.plan_wait;
+  if (split_) {
+    const auto part = [](int64_t from, int64_t to) { return static_cast<double>(to - from) / 1e9; };
+    t.communication = part(times_.communication_ns, times_.communication_end_ns);
+    t.stage_wait = part(times_.receive_ns, times_.receive_end_ns);
+    t.compute = times_.work - times_.work_waits;
+    t.host = t.seconds - t.compute - t.communication - t.stage_wait - t.plan_wait;
+  } else {
+    t.device = times_.device;
+    t.host = times_.host;
+  }
+  encode(t, bytes_);
+  mailbox_.post(0, Mailbox::Channel::kTimes, bytes_);
+  times_ = {};
 }
 
 bool Worker::poll_plan() {
@@ -159,6 +210,7 @@ void Worker::start(StepPlan& plan) {
   if (layout_.rows() > 0) queue(plan, *running);
   running->admitted = std::move(plan.admitted);
   running_.push_back(std::move(running));
+  if (!split_) times_.host += seconds_between(running_.back()->begin, Clock::now());
   // While the device works for a peer, it is not this rank that hangs.
   progress_.waiting = grid_.replica_ranks() > 1;
 }
@@ -192,6 +244,14 @@ void Worker::finish() {
     encode(result, bytes_);
     mailbox_.post(0, Mailbox::Channel::kResult, bytes_);
   }
+  if (r->queued) {
+    ++times_.steps;
+    times_.device += result.seconds;
+  }
+  times_.end = Clock::now();
+  times_.communication_end_ns = progress_.communication_ns;
+  times_.receive_end_ns = progress_.receive_ns;
+  if (!split_) times_.host += seconds_between(now, times_.end);
   fault_point("step", rank_, result.step);
 }
 
@@ -215,6 +275,9 @@ void Worker::queue(const StepPlan& plan, Running& running) {
                       .max_pages = max_pages_};
   const auto& shard = decoder_.shard();
   const auto wanted = static_cast<int32_t>(layout_.wanted.size());
+  const auto waits = [&] { return progress_.communication_ns + progress_.receive_ns; };
+  const auto work_begin = Clock::now();
+  const int64_t waits_begin = waits();
   decoder_.receive(rows);
   if (replays) {
     backend_.replay(static_cast<uint64_t>(padded), [&] { work(step, padded); });
@@ -243,6 +306,8 @@ void Worker::queue(const StepPlan& plan, Running& running) {
     }
     pending_.push_back(std::move(p));
   }
+  times_.work += seconds_between(work_begin, Clock::now());
+  times_.work_waits += static_cast<double>(waits() - waits_begin) / 1e9;
   running.event = backend_.record(backend_.stream());
   running.queued = true;
   running.decodes = decodes;

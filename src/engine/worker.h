@@ -65,7 +65,21 @@ class Worker {
     std::vector<int32_t> slot, position;
   };
 
+  // Where this thread's time went since the leader last asked.
+  struct Times {
+    bool any = false;  // a plan with a step has come
+    Clock::time_point begin, end;
+    int64_t communication_ns = 0, receive_ns = 0;  // Progress's, at begin
+    int64_t communication_end_ns = 0, receive_end_ns = 0;
+    uint64_t steps = 0;
+    double work = 0;        // in queue()
+    double work_waits = 0;  // of it, in communicators
+    double plan_wait = 0, device = 0, host = 0;
+  };
+
   bool poll_plan();
+  void tell_times(uint64_t asking);
+  void begin_times(Clock::time_point waited_from);
   void start(StepPlan& plan);
   void finish();
   Deadline step_deadline() const;
@@ -105,6 +119,8 @@ class Worker {
   std::vector<std::byte> bytes_;
   uint64_t rows_done_ = 0, steps_done_ = 0, admitted_ = 0;
   double seconds_ = 0;
+  bool split_;  // the host's times are the device's: a CPU rank
+  Times times_;
 };
 
 }  // namespace drover

@@ -36,6 +36,7 @@ class ReplicaScheduler {
 
   bool idle() const { return queue_.empty() && unfinished_.empty() && retired_.empty(); }
   int64_t outstanding_tokens() const { return outstanding_; }
+  int32_t running() const { return static_cast<int32_t>(live_.size()); }
   int32_t free_pages() const { return pool_.free(); }
   const SchedulerCounters& counters() const { return counters_; }
   void reset_counters() { counters_ = {}; }

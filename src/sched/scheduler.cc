@@ -120,6 +120,9 @@ int64_t Scheduler::outstanding_tokens(int replica) const {
 int32_t Scheduler::free_pages(int replica) const {
   return replicas_[static_cast<size_t>(replica)]->scheduler.free_pages();
 }
+int32_t Scheduler::running(int replica) const {
+  return replicas_[static_cast<size_t>(replica)]->scheduler.running();
+}
 void Scheduler::reset_counters() {
   for (auto& r : replicas_) r->scheduler.reset_counters();
 }

@@ -80,6 +80,7 @@ class Scheduler {
   bool idle(int replica) const;
   int64_t outstanding_tokens(int replica) const;
   int32_t free_pages(int replica) const;
+  int32_t running(int replica) const;  // sequences that have a slot
   const SchedulerCounters& counters(int replica) const;
   void reset_counters();  // of all replicas, to zero
 

@@ -1,5 +1,6 @@
-// The two messages of the system. A StepPlan goes from the leader to the ranks of one replica, a
-// StepResult comes back from the replica's last stage. Plain data; serialization in step_codec.
+// The messages of the system. A StepPlan goes from the leader to the ranks of one replica, a
+// StepResult comes back from the replica's last stage; between the passes of a run each rank tells
+// its RankTimes when asked. Plain data; serialization in step_codec.
 //
 // A plan is a delta: what is not mentioned goes on. Every rank of the replica applies the same
 // plans in the same order and so keeps the same picture of slots, pages and decoding sequences.
@@ -59,6 +60,8 @@ struct StepPlan {
   uint64_t step = 0;  // counts from 0 for each replica, all groups together
   int32_t group = 0;
   bool stop = false;               // no rows; the worker loop ends
+  bool tell_times = false;         // no rows, no result: each rank posts its RankTimes instead;
+                                   // `step` is then the asking's number
   std::vector<int32_t> retired;    // slots; their pages and the slot are free again
   std::vector<int32_t> suspended;  // slots; their pages are free, the tokens stay
   std::vector<Admission> admitted;
@@ -93,16 +96,41 @@ struct StepResult {
   uint64_t step = 0;
   int32_t rows = 0;
   double seconds = 0;  // worker's time in this step, waits for plans not counted
+  int32_t tokens = 0;  // new tokens of answers; what ended sequences sample is not counted
   std::vector<FirstToken> first;
   std::vector<StreamedToken> streamed;
   std::vector<Finished> finished;
   std::vector<LogitsBlock> logits;
 };
 
+// Where the time of one rank's worker went since the last asking: from the plan of its first step
+// to the end of its last one, on the host's clock. Seconds.
+//
+// A CPU rank (`split`) works on the thread that is timed, so that
+//   seconds = compute + communication + stage_wait + plan_wait + host.
+// A GPU works on its own: `device` is the time in which it had steps queued, `plan_wait` the time
+// in which it had none, together `seconds`; `host` runs beside the two, and the rest is not known
+// here.
+struct RankTimes {
+  uint64_t asking = 0;  // the number it answers
+  int32_t rank = 0;
+  bool split = false;
+  uint64_t steps = 0;  // with rows
+  double seconds = 0;
+  double compute = 0;        // split: in the operations of steps
+  double communication = 0;  // split: collectives, waits for their slowest rank included; sends
+  double stage_wait = 0;     // split: waits for another stage's activations or sampled ids
+  double plan_wait = 0;      // nothing queued, and no plan there
+  double device = 0;         // not split
+  double host = 0;           // plans applied, steps queued, results sent
+};
+
 // Little-endian, length-prefixed. decode_* treat the bytes as untrusted and throw kInternal.
 void encode(const StepPlan& plan, std::vector<std::byte>& out);      // clears out
 void encode(const StepResult& result, std::vector<std::byte>& out);  // clears out
+void encode(const RankTimes& times, std::vector<std::byte>& out);    // clears out
 StepPlan decode_plan(std::span<const std::byte> bytes);
 StepResult decode_result(std::span<const std::byte> bytes);
+RankTimes decode_times(std::span<const std::byte> bytes);
 
 }  // namespace drover

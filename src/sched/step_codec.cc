@@ -14,7 +14,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "the messages are little-endian");
 
-enum class Kind : uint8_t { kPlan = 0xA1, kResult = 0xA2 };
+enum class Kind : uint8_t { kPlan = 0xA1, kResult = 0xA2, kTimes = 0xA3 };
 constexpr size_t kSumBytes = 8;
 
 // Every step is a bijection of the state, so that damage within one 8-byte word always shows.
@@ -123,6 +123,7 @@ class Reader {
   const char* name_;
 };
 
+constexpr uint8_t kStop = 1, kTellTimes = 2;
 constexpr uint8_t kIgnoreEos = 1, kStreamTokens = 2, kWantLogits = 4;
 
 template <class Token>
@@ -150,7 +151,7 @@ void encode(const StepPlan& plan, std::vector<std::byte>& out) {
   Writer w(out, Kind::kPlan);
   w.put(plan.step);
   w.put(plan.group);
-  w.put(static_cast<uint8_t>(plan.stop));
+  w.put(static_cast<uint8_t>((plan.stop ? kStop : 0) | (plan.tell_times ? kTellTimes : 0)));
   w.list(plan.retired);
   w.list(plan.suspended);
   w.count(plan.admitted.size());
@@ -185,7 +186,9 @@ StepPlan decode_plan(std::span<const std::byte> bytes) {
   StepPlan plan;
   plan.step = r.get<uint64_t>();
   plan.group = r.index();
-  plan.stop = r.flags(1) != 0;
+  const uint8_t orders = r.flags(kStop | kTellTimes);
+  plan.stop = (orders & kStop) != 0;
+  plan.tell_times = (orders & kTellTimes) != 0;
   plan.retired = r.list<int32_t>();
   plan.suspended = r.list<int32_t>();
   plan.admitted.resize(r.count(29));
@@ -223,6 +226,7 @@ void encode(const StepResult& result, std::vector<std::byte>& out) {
   w.put(result.step);
   w.put(result.rows);
   w.put(result.seconds);
+  w.put(result.tokens);
   put_tokens(w, result.first);
   put_tokens(w, result.streamed);
   w.count(result.finished.size());
@@ -247,6 +251,7 @@ StepResult decode_result(std::span<const std::byte> bytes) {
   result.step = r.get<uint64_t>();
   result.rows = r.index();
   result.seconds = r.get<double>();
+  result.tokens = r.index();
   result.first = get_tokens<FirstToken>(r);
   result.streamed = get_tokens<StreamedToken>(r);
   result.finished.resize(r.count(13));
@@ -264,6 +269,32 @@ StepResult decode_result(std::span<const std::byte> bytes) {
   }
   r.end();
   return result;
+}
+
+void encode(const RankTimes& times, std::vector<std::byte>& out) {
+  Writer w(out, Kind::kTimes);
+  w.put(times.asking);
+  w.put(times.rank);
+  w.put(static_cast<uint8_t>(times.split));
+  w.put(times.steps);
+  for (const double seconds : {times.seconds, times.compute, times.communication, times.stage_wait,
+                               times.plan_wait, times.device, times.host})
+    w.put(seconds);
+  w.seal();
+}
+
+RankTimes decode_times(std::span<const std::byte> bytes) {
+  Reader r(bytes, Kind::kTimes, "times of a rank");
+  RankTimes times;
+  times.asking = r.get<uint64_t>();
+  times.rank = r.index();
+  times.split = r.flags(1) != 0;
+  times.steps = r.get<uint64_t>();
+  for (double* seconds : {&times.seconds, &times.compute, &times.communication, &times.stage_wait,
+                          &times.plan_wait, &times.device, &times.host})
+    *seconds = r.get<double>();
+  r.end();
+  return times;
 }
 
 }  // namespace drover

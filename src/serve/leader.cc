@@ -17,6 +17,12 @@ namespace {
 // Plans of a replica that may be unanswered: one for each group of sequences, and one ahead.
 int32_t steps_in_flight(const ReplicaLimits& limits) { return limits.groups + 1; }
 
+constexpr double kTimesSeconds = 10;  // that the ranks have to tell their times
+
+double seconds_now() {
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+}
+
 struct InFlight {
   uint64_t step = 0;
   Deadline deadline;
@@ -32,7 +38,8 @@ struct Leader::Impl {
         interrupt(i),
         step_seconds(seconds),
         scheduler(g.dp, l),
-        in_flight(static_cast<size_t>(g.dp)) {
+        in_flight(static_cast<size_t>(g.dp)),
+        running(static_cast<size_t>(g.dp)) {
     thread = std::thread([this] { run(); });
   }
 
@@ -52,6 +59,7 @@ struct Leader::Impl {
         check_deadlines();
         if (unanswered == 0) {
           wait_for_arrivals();
+          if (asked) ask_for_times();
         } else {
           std::this_thread::sleep_for(pause);
           pause = std::min(pause * 2, std::chrono::microseconds{160});
@@ -90,6 +98,7 @@ struct Leader::Impl {
         flight.push_back({plan.step, deadline_in(step_seconds)});
         ++unanswered;
         ++sent;
+        note_running(r);
       }
     }
     return sent;
@@ -108,11 +117,52 @@ struct Leader::Impl {
       // A pipeline answers one after the other: the next step's time starts now.
       if (!flight.empty()) flight.front().deadline = deadline_in(step_seconds);
       scheduler.complete(r, result);
+      timeline.tokens(seconds_now(), result.tokens);
+      note_running(r);
       deliver(result);
       --unanswered;
       ++taken;
     }
     return taken;
+  }
+
+  void note_running(int replica) {
+    int32_t& mine = running[static_cast<size_t>(replica)];
+    running_in_all += scheduler.running(replica) - mine;
+    mine = scheduler.running(replica);
+    timeline.running(seconds_now(), running_in_all);
+  }
+
+  // While idle: a plan that carries no step asks each rank, which answers to rank 0.
+  void ask_for_times() {
+    StepPlan ask;
+    ask.tell_times = true;
+    ask.step = ++askings;
+    for (int r = 0; r < grid.dp; ++r) {
+      encode(ask, bytes);
+      mailbox.post(grid.first_rank(r), Mailbox::Channel::kPlan, bytes);
+    }
+    const auto deadline = deadline_in(kTimesSeconds);
+    std::vector<RankTimes> all;
+    while (static_cast<int>(all.size()) < grid.ranks() && Clock::now() < deadline) {
+      interrupt.check();
+      if (!mailbox.poll(Mailbox::Channel::kTimes, bytes, nullptr)) {
+        std::this_thread::sleep_for(std::chrono::microseconds{50});
+        continue;
+      }
+      const RankTimes t = decode_times(bytes);
+      if (t.asking == askings) all.push_back(t);  // else it was late for an earlier one
+    }
+    if (static_cast<int>(all.size()) < grid.ranks()) {
+      log::warn("{} of {} ranks told within {:.0f} s where their time went: left out", all.size(),
+                grid.ranks(), kTimesSeconds);
+      all.clear();
+    }
+    std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.rank < b.rank; });
+    const std::lock_guard lock(mutex);
+    times = std::move(all);
+    asked = false;
+    changed.notify_all();
   }
 
   void deliver(StepResult& result) {
@@ -151,7 +201,7 @@ struct Leader::Impl {
     idle = arrivals.empty();
     if (idle) changed.notify_all();
     changed.wait_for(lock, std::chrono::milliseconds(20),
-                     [this] { return !arrivals.empty() || stopping; });
+                     [this] { return !arrivals.empty() || stopping || asked; });
     if (!arrivals.empty()) idle = false;
   }
 
@@ -171,6 +221,10 @@ struct Leader::Impl {
   // The leader thread's own.
   Scheduler scheduler;
   std::vector<std::deque<InFlight>> in_flight;
+  std::vector<int32_t> running;  // sequences of each replica
+  int32_t running_in_all = 0;
+  Timeline timeline;
+  uint64_t askings = 0;
   int unanswered = 0;
   StepPlan plan;
   std::vector<std::byte> bytes;
@@ -181,6 +235,8 @@ struct Leader::Impl {
   std::vector<Request> arrivals;  // guarded by mutex
   bool idle = true;               // guarded by mutex: nothing submitted is unfinished
   bool ended = false;             // guarded by mutex: the thread is over
+  std::vector<RankTimes> times;   // guarded by mutex: what the last asking brought
+  std::atomic<bool> asked{false};
   std::atomic<bool> stopping{false};
   std::thread thread;  // last: it uses all of the above
 };
@@ -245,6 +301,20 @@ SchedulerCounters Leader::counters() const {
   return sum;
 }
 
-void Leader::reset_counters() { impl_->scheduler.reset_counters(); }
+Timeline Leader::timeline() const { return impl_->timeline; }
+
+void Leader::reset_counters() {
+  impl_->scheduler.reset_counters();
+  impl_->timeline.clear();
+}
+
+std::vector<RankTimes> Leader::rank_times() {
+  std::unique_lock lock(impl_->mutex);
+  impl_->asked = true;
+  impl_->changed.notify_all();
+  impl_->changed.wait(lock, [this] { return !impl_->asked || impl_->ended; });
+  impl_->interrupt.check();
+  return std::move(impl_->times);
+}
 
 }  // namespace drover

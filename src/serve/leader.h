@@ -31,7 +31,9 @@ class Leader : public RequestSink {
   void stop();
 
   SchedulerCounters counters() const override;
+  Timeline timeline() const override;
   void reset_counters() override;
+  std::vector<RankTimes> rank_times() override;
 
  private:
   struct Impl;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sched/scheduler.h"
+#include "serve/timeline.h"
 
 namespace drover {
 
@@ -33,7 +34,12 @@ class RequestSink {
   virtual void drain() = 0;
   // Sums over the replicas, since start or the last call of reset_counters; call while idle.
   virtual SchedulerCounters counters() const = 0;
-  virtual void reset_counters() = 0;
+  // Likewise; after a reset it begins with the first plan.
+  virtual Timeline timeline() const = 0;
+  virtual void reset_counters() = 0;  // the timeline, too
+  // Where each rank's time went since the last call, by rank; call while idle. Empty, with a
+  // warning in the log, when not all ranks answer in time. Throws the interrupt's cause.
+  virtual std::vector<RankTimes> rank_times() = 0;
 };
 
 }  // namespace drover

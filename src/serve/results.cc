@@ -140,6 +140,11 @@ void put_figures(Json& j, const PassOutcome& pass, const ServeOptions& o, const 
                     {"recomputed_rows", c.recomputed_rows},
                     {"peak_running", c.peak_running},
                     {"peak_pages", c.peak_pages}};
+  if (const Json phases = pass.timeline.phases_json(); !phases.is_null()) {
+    j["phases"] = phases;
+    j["timeline"] = pass.timeline.bins_json();
+  }
+  if (!pass.rank_times.empty()) j["step_time"] = step_time_json(pass.rank_times);
   j["loadgen_errors"] = pass.logs.error_count;
   j["loadgen_warnings"] = pass.logs.warning_count;
 }

@@ -8,6 +8,7 @@
 #include "serve/loadgen_settings.h"
 #include "serve/session.h"
 #include "serve/sut.h"
+#include "serve/timeline.h"
 
 namespace drover {
 
@@ -19,7 +20,9 @@ struct PassOutcome {
   uint64_t issued = 0;
   double duration_s = 0;
   SchedulerCounters counters;
-  std::vector<std::string> reasons;  // why it is not valid; empty: it is
+  Timeline timeline;
+  std::vector<RankTimes> rank_times;  // by rank; empty: not known
+  std::vector<std::string> reasons;   // why it is not valid; empty: it is
   bool valid() const { return reasons.empty(); }
 };
 
@@ -37,6 +40,9 @@ Json pass_json(const PassOutcome& outcome, const ServeOptions& options, const Lo
 // The whole run: the performance pass's figures (else accuracy's) on top, each pass under "passes".
 Json run_json(const std::vector<PassOutcome>& passes, const ServeOptions& options,
               const LoadgenPlan& plan, const RunFacts& facts);
+// Milliseconds a step, averaged over the ranks, and each rank's seconds (up to 64 of them). Null
+// when no step was run.
+Json step_time_json(const std::vector<RankTimes>& ranks);
 Json environment_json(const RunFacts& facts);
 
 }  // namespace drover

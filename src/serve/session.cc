@@ -100,17 +100,20 @@ void sync_logs(const std::string& dir) {
   sync_path(dir);
 }
 
-PassOutcome collect(const Session& s, Sut& sut, const LoadgenPlan& plan, Mode mode,
-                    size_t samples) {
+PassOutcome collect(const Session& s, Sut& sut, const LoadgenPlan& plan, Mode mode, size_t samples,
+                    std::vector<RankTimes> times = {}) {
   PassOutcome out;
   out.mode = mode;
   out.issued = sut.counts().issued;
   out.records = sut.records();
   out.duration_s = sut.duration_s();
-  if (s.interrupt.raised())
+  if (s.interrupt.raised()) {
     out.ended_early = s.interrupt.cause();
-  else
+  } else {
     out.counters = s.sink.counters();
+    out.timeline = s.sink.timeline();
+  }
+  out.rank_times = std::move(times);
   out.logs = read_loadgen_logs(log_dir(s.options, mode));
   judge(out, s.options, plan, samples, log_dir(s.options, mode));
   return out;
@@ -140,6 +143,7 @@ void run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mode mode
                                    pass_dir(s.options, mode) + "/journal.jsonl", s.interrupt);
   s.sink.listen(sut->events());
   s.sink.reset_counters();
+  s.sink.rank_times();  // from here on
   const auto stuck = [&] {
     try {
       std::vector<PassOutcome> all = passes;
@@ -151,9 +155,11 @@ void run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mode mode
     if (s.options.on_stuck) s.options.on_stuck();
   };
   run_loadgen(s, samples, *sut, plan, mode, stuck);
+  std::vector<RankTimes> times;
   if (!s.interrupt.raised()) {
     try {
       s.sink.drain();  // the sink's thread has left its last event
+      times = s.sink.rank_times();
     } catch (const Error& e) {
       s.interrupt.raise(e.code(), e.what());
     }
@@ -161,7 +167,7 @@ void run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mode mode
   s.next_id = sut->next_id();
   sut->sync_journal();
   sync_logs(log_dir(s.options, mode));
-  passes.push_back(collect(s, *sut, plan, mode, samples.size()));
+  passes.push_back(collect(s, *sut, plan, mode, samples.size(), std::move(times)));
   write_results(s, passes, plan);
 }
 

@@ -93,6 +93,30 @@ def test_journal_accuracy_log_and_result_agree(demo, tmp_path):
     assert demo.result["output_tokens"] == demo.result["passes"]["performance"]["output_tokens"]
 
 
+def test_phases_and_step_times_add_up(demo):
+    for mode in ("performance", "accuracy"):
+        figures = demo.result["passes"][mode]
+        phases, bins = figures["phases"], figures["timeline"]
+        parts = [phases[name] for name in ("ramp", "steady", "drain") if phases[name]]
+        assert sum(p["tokens"] for p in parts) == figures["output_tokens"] == sum(bins["tokens"])
+        assert sum(p["seconds"] for p in parts) == pytest.approx(figures["duration_s"], abs=0.1)
+        assert phases["peak_running"] == figures["scheduler"]["peak_running"]
+        assert max(bins["running"]) <= phases["peak_running"] and len(bins["running"]) <= 256
+        times = figures["step_time"]
+        assert [r["rank"] for r in times["per_rank"]] == [0, 1]
+        for rank in times["per_rank"]:
+            # Warm-up and the other pass are not in it.
+            assert rank["steps"] == figures["scheduler"]["steps"]
+            assert rank["seconds"] == pytest.approx(figures["duration_s"], rel=0.05, abs=0.1)
+            known = [rank[part + "_s"] for part in
+                     ("compute", "communication", "stage_wait", "plan_wait", "host")]
+            assert sum(known) == pytest.approx(rank["seconds"], rel=1e-6) and min(known) >= -1e-4
+            assert rank["compute_s"] > 0.1 * rank["seconds"]
+            assert rank["stage_wait_s"] > 0
+        mean = times["mean_ms"]
+        assert mean["bubble"] == pytest.approx(mean["stage_wait"] + mean["plan_wait"])
+
+
 def test_accuracy_log_decodes_to_what_generate_prints(demo, tmp_path):
     results.need_packages()
     sys.path.insert(0, str(drover.ROOT / "data"))

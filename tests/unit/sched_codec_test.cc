@@ -28,12 +28,24 @@ StepResult sample_result() {
   r.step = 42;
   r.rows = 17;
   r.seconds = 0.125;
+  r.tokens = 5;
   r.first = {{1, 100}, {2, 200}};
   r.streamed = {{1, 100}};
   r.finished.push_back({1, true, {100, 2}});
   r.finished.push_back({2, false, {}});
   r.logits.push_back({1, 3, 2, {0.5f, -1.5f, 2.0f, 3.0f}});
   return r;
+}
+
+RankTimes sample_times() {
+  RankTimes t{.asking = 7, .rank = 3, .split = true, .steps = 9, .seconds = 1.5};
+  t.compute = 1;
+  t.communication = 0.25;
+  t.stage_wait = 0.125;
+  t.plan_wait = 0.0625;
+  t.device = 0.5;
+  t.host = 0.03125;
+  return t;
 }
 
 std::vector<std::byte> bytes_of(const auto& message) {
@@ -79,6 +91,25 @@ TEST(StepCodec, StopComesBack) {
   StepPlan p;
   p.stop = true;
   EXPECT_TRUE(decode_plan(bytes_of(p)).stop);
+  EXPECT_FALSE(decode_plan(bytes_of(p)).tell_times);
+}
+
+TEST(StepCodec, TimesComeBack) {
+  StepPlan asking;
+  asking.tell_times = true;
+  asking.step = 7;
+  EXPECT_TRUE(decode_plan(bytes_of(asking)).tell_times);
+  EXPECT_FALSE(decode_plan(bytes_of(asking)).stop);
+  const RankTimes p = sample_times();
+  const RankTimes q = decode_times(bytes_of(p));
+  EXPECT_EQ(q.asking, 7u);
+  EXPECT_EQ(q.rank, 3);
+  EXPECT_TRUE(q.split);
+  EXPECT_EQ(q.steps, 9u);
+  EXPECT_EQ(q.seconds, 1.5);
+  EXPECT_EQ(q.stage_wait, 0.125);
+  EXPECT_EQ(q.host, 0.03125);
+  EXPECT_EQ(bytes_of(q), bytes_of(p));
 }
 
 TEST(StepCodec, ResultComesBack) {
@@ -87,6 +118,7 @@ TEST(StepCodec, ResultComesBack) {
   EXPECT_EQ(q.step, 42u);
   EXPECT_EQ(q.rows, 17);
   EXPECT_EQ(q.seconds, 0.125);
+  EXPECT_EQ(q.tokens, 5);
   ASSERT_EQ(q.first.size(), 2u);
   EXPECT_EQ(q.first[1].id, 2u);
   EXPECT_EQ(q.first[1].token, 200);
@@ -109,6 +141,10 @@ TEST(StepCodec, EveryTruncationThrows) {
   for (size_t n = 0; n < result.size(); ++n) {
     EXPECT_THROW(decode_result(std::span(result).first(n)), Error) << n << " bytes";
   }
+  const auto times = bytes_of(sample_times());
+  for (size_t n = 0; n < times.size(); ++n) {
+    EXPECT_THROW(decode_times(std::span(times).first(n)), Error) << n << " bytes";
+  }
 }
 
 TEST(StepCodec, EveryFlippedBitThrows) {
@@ -124,11 +160,19 @@ TEST(StepCodec, EveryFlippedBitThrows) {
     EXPECT_THROW(decode_result(result), Error) << "bit " << bit;
     result[bit / 8] ^= std::byte{1} << (bit % 8);
   }
+  auto times = bytes_of(sample_times());
+  for (size_t bit = 0; bit < times.size() * 8; ++bit) {
+    times[bit / 8] ^= std::byte{1} << (bit % 8);
+    EXPECT_THROW(decode_times(times), Error) << "bit " << bit;
+    times[bit / 8] ^= std::byte{1} << (bit % 8);
+  }
 }
 
 TEST(StepCodec, TheOtherKindThrows) {
   EXPECT_THROW(decode_result(bytes_of(sample_plan())), Error);
   EXPECT_THROW(decode_plan(bytes_of(sample_result())), Error);
+  EXPECT_THROW(decode_result(bytes_of(sample_times())), Error);
+  EXPECT_THROW(decode_times(bytes_of(sample_result())), Error);
 }
 
 TEST(StepCodec, NegativeNumbersThrow) {

@@ -68,7 +68,25 @@ class PacedSink final : public RequestSink {
     c.preemptions = preemptions;
     return c;
   }
+  Timeline timeline() const override {
+    Timeline t;  // 4 sequences for 3 s, then 1 for 1 s
+    t.running(10, 4);
+    t.tokens(12.5, 40);
+    t.running(13, 1);
+    t.tokens(13.5, 5);
+    t.running(14, 0);
+    return t;
+  }
   void reset_counters() override {}
+  std::vector<RankTimes> rank_times() override {
+    RankTimes t{.rank = 0, .split = true, .steps = 10, .seconds = 2};
+    t.compute = 1;
+    t.communication = 0.5;
+    t.stage_wait = 0.25;
+    t.plan_wait = 0.125;
+    t.host = 0.125;
+    return {t};
+  }
 
   size_t max_positions = 4096;
   uint64_t preemptions = 3;

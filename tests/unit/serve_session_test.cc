@@ -81,6 +81,9 @@ Json expect_valid(const ServeOptions& o) {
   EXPECT_EQ(r.at("verdict"), "VALID under demo settings; not an MLPerf result");
   EXPECT_EQ(r.at("mode"), "performance,accuracy");
   EXPECT_EQ(r.at("preemptions"), 3);
+  EXPECT_EQ(r.at("phases").at("peak_running"), 4);
+  EXPECT_EQ(r.at("phases").at("drain").at("tokens"), 5);
+  EXPECT_EQ(r.at("step_time").at("mean_ms").at("bubble"), 37.5);
   EXPECT_EQ(r.at("model").at("fingerprint"), "beef");
   EXPECT_EQ(r.at("dataset").at("fingerprint"), "f00d");
   EXPECT_EQ(r.at("passes").at("accuracy").at("valid"), true);

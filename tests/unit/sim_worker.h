@@ -226,6 +226,7 @@ class Worker {
              "sequence {}: sampled its new token {} after {}", a.id, count, s.new_tokens.size());
     SIM_RULE(count <= a.max_new_tokens, "sequence {}: a row after its last", a.id);
     s.new_tokens.push_back(token);
+    ++result.tokens;
     if (count == 1) result.first.push_back({a.id, token});
     if (a.stream_tokens) result.streamed.push_back({a.id, token});
     const End end = end_of(count, token, a.max_new_tokens, a.forced_length, a.ignore_eos);

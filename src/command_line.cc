@@ -60,6 +60,7 @@ std::vector<OptionRow> run_options() {
           {"out", "", "folder of the results"},
           {"force", "no", "replace results that are there"},
           {"samples", "0", "use the first so many samples (0: all)"},
+          {"copies", "1", "Offline with --demo: take them so many times over (weak scaling)"},
           {"max-new-tokens", "1024", "longest answer"},
           {"demo", "no", "short run: the set's size decides, not MLPerf's minimum length"},
           {"benchmark", "",

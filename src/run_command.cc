@@ -20,6 +20,7 @@ ServeOptions serve_options(const Options& o) {
   s.scenario = parse_scenario(o.text("scenario"));
   s.modes = parse_modes(o.text("mode"));
   s.samples = static_cast<size_t>(o.integer("samples", 0, 1 << 24));
+  s.copies = static_cast<size_t>(o.integer("copies", 1, 1 << 20));
   s.max_new_tokens = static_cast<int32_t>(o.integer("max-new-tokens", 1, 1 << 24));
   s.out_dir = o.text("out");
   DROVER_CHECK(!s.out_dir.empty(), ExitCode::kUsage, "--out is missing: a folder for the results");

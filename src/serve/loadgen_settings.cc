@@ -34,8 +34,9 @@ std::string read_text(const std::string& file) {
 
 // In equal issue LoadGen adds up to a whole set to SingleStream's count, even where it is a
 // multiple of the set already: asked for one less, it comes out right.
-size_t demo_queries(Scenario scenario, size_t samples) {
-  if (scenario == Scenario::kOffline) return samples;
+size_t demo_queries(const ServeOptions& options, size_t samples) {
+  const Scenario scenario = options.scenario;
+  if (scenario == Scenario::kOffline) return samples * options.copies;
   if (is_server(scenario)) return std::max(kServerQueries, samples);
   return round_up(std::max(kSingleStreamQueries, samples), samples) - 1;
 }
@@ -115,7 +116,7 @@ std::string compose_user_conf(const ServeOptions& options, size_t samples) {
   }
   if (options.demo) {
     line("min_duration", "0");
-    line("min_query_count", fmt::format("{}", demo_queries(options.scenario, samples)));
+    line("min_query_count", fmt::format("{}", demo_queries(options, samples)));
     line("performance_sample_count_override", fmt::format("{}", samples));
   }
   if (options.target_qps > 0) {
@@ -130,6 +131,11 @@ std::string compose_user_conf(const ServeOptions& options, size_t samples) {
 
 LoadgenPlan make_loadgen_plan(const ServeOptions& options, const std::string& user_conf_file,
                               size_t samples) {
+  DROVER_CHECK(options.copies == 1 || (options.demo && options.scenario == Scenario::kOffline),
+               ExitCode::kUsage,
+               "--copies {}: works in Offline with --demo; otherwise LoadGen's min_query_count and "
+               "min_duration say how much is run (--user-conf)",
+               options.copies);
   LoadgenPlan plan;
   const std::string scenario = loadgen_scenario(options.scenario);
   const mlperf::TestSettings rule = mlperf_conf(options.model_name, options.scenario);

@@ -108,6 +108,7 @@ void put_facts(Json& j, const ServeOptions& o, const LoadgenPlan& plan, const Ru
   if (!facts.settings.is_null()) j["settings"] = facts.settings;
   j["max_new_tokens"] = o.max_new_tokens;
   j["min_new_tokens"] = o.min_new_tokens;
+  if (o.copies > 1) j["copies"] = o.copies;
   if (o.target_qps > 0) j["target_qps"] = o.target_qps;
 }
 

@@ -38,6 +38,7 @@ struct ServeOptions {
   // Short run: as many queries as samples (Server and SingleStream: as many as LoadGen's early
   // stopping needs), no shortest duration. Marked as not of MLPerf length.
   bool demo = false;
+  size_t copies = 1;          // Offline with `demo`: the set so many times over
   double target_qps = 0;      // 0: user.conf's, or LoadGen's own. SingleStream: 1 / latency
   double ttft_limit_ms = 0;   // demo and names unknown to mlperf.conf; 0: Llama-2-70B's
   double tpot_limit_ms = 0;   // likewise

@@ -1,5 +1,6 @@
 """Scenarios, replicas and batching, on a synthetic model so that each run lasts seconds."""
 
+import collections
 import re
 
 import pytest
@@ -91,6 +92,16 @@ def test_replicas_share_the_work(tmp_path):
     same = sum(one.accuracy()[s] == ids for s, ids in two.accuracy().items())
     # Random weights have near-ties; test_grids.py holds the tokens of replicas exactly.
     assert same >= 90, f"only {same} of 96 answers are those of one replica"
+
+
+def test_copies_repeat_the_whole_set(tmp_path):
+    data = ("--dataset", "synthetic:8x4:32", "--max-new-tokens", 4, "--copies", 3)
+    run = results.run(tmp_path / "three", 1, *TINY, "--demo", *data)
+    counts = collections.Counter(line["sample"] for line in run.journal("performance"))
+    assert counts == {sample: 3 for sample in range(32)}
+    assert run.result["copies"] == 3 and run.result["samples_issued"] == 96
+    refused = drover.drover(1, "run", "--out", tmp_path / "none", *TINY, *data, check=False)
+    assert refused.code == 2 and "--copies 3: works in Offline with --demo" in refused.err
 
 
 def test_static_batching_takes_more_steps(tmp_path):

@@ -142,6 +142,7 @@ unpack_loadgen() {
 
 requirement_files() {
   echo "$root/data/requirements.txt"
+  echo "$root/launch/requirements.txt"
   if [[ $tests -eq 1 && -f $root/tests/requirements.txt ]]; then echo "$root/tests/requirements.txt"; fi
 }
 

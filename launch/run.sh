@@ -78,8 +78,10 @@ command+=("$program" "$@")
 } >&2
 if [[ $dry -eq 1 ]]; then exit 0; fi
 
-asked_to_stop=0
+asked_to_stop=0 warned=0
 trap 'asked_to_stop=1' INT TERM
+# The launcher passes it on to the ranks: they end at a safe point, a second one ends them at once.
+trap 'warned=1' USR1
 "${command[@]}" &
 child=$!
 # mpirun passes signals on to the ranks; wait again after each.
@@ -88,7 +90,12 @@ while true; do
   code=$?
   kill -0 "$child" 2>/dev/null || break
   if [[ $asked_to_stop -eq 1 ]]; then kill -TERM "$child" 2>/dev/null; asked_to_stop=2; fi
+  if [[ $warned -eq 1 ]]; then warned=0; kill -USR1 "$child" 2>/dev/null; fi
 done
+# A signal may have come in the moment of the end: bash still knows how it was.
+wait "$child" 2>/dev/null
+last=$?
+if ((last != 127)); then code=$last; fi
 # mpirun tells the signal of the rank that died; for drover's users that is a lost peer.
 if ((code > 128 && asked_to_stop == 0)); then code=6; fi
 exit "$code"

@@ -26,6 +26,11 @@ def head_lines(result):
     rows += [("", reason) for reason in result.get("reasons", [])]
     if "accuracy" in passes:
         rows.append(("accuracy run", passes["accuracy"].get("verdict", "none")))
+    if resumed := passes.get("accuracy", {}).get("resumed"):
+        rows.append(("", f"resumed: {resumed['samples_taken_over']:,} samples from {resumed['from']}, "
+                         f"{resumed['samples_run']:,} run here"))
+    if go_on := result.get("go_on"):
+        rows.append(("to go on", go_on))
     rows += [
         ("scenario, grid", f"{scenario}, {result.get('grid', '?')}"),
         ("numbers", f"activations {result.get('activations', '?')}, KV {result.get('kv', '?')}, "

@@ -59,6 +59,12 @@ std::vector<OptionRow> run_options() {
           {"mode", "performance", "performance, accuracy, or both with a comma, in that order"},
           {"out", "", "folder of the results"},
           {"force", "no", "replace results that are there"},
+          {"resume", "",
+           "an earlier run's --out folder: its finished accuracy samples are taken over (with "
+           "--mode "
+           "accuracy; the same model, data and options)"},
+          {"stop-seconds", "60",
+           "after SIGUSR1: longest time that an accuracy run's running sequences get to end"},
           {"samples", "0", "use the first so many samples (0: all)"},
           {"copies", "1", "Offline with --demo: take them so many times over (weak scaling)"},
           {"max-new-tokens", "1024", "longest answer"},

@@ -27,6 +27,8 @@ ServeOptions serve_options(const Options& o) {
   DROVER_CHECK(!o.text("dataset").empty(), ExitCode::kUsage,
                "--dataset is missing: give a dataset, or synthetic:openorca");
   s.force = o.flag("force");
+  s.resume_from = o.text("resume");
+  s.stop_seconds = o.number("stop-seconds", 0, 1e6);
   s.demo = o.flag("demo");
   s.model_name = o.text("benchmark");
   if (s.model_name.empty()) {
@@ -69,6 +71,7 @@ RunFacts facts(const Options& o, const Job& job, const Dataset& dataset) {
                {"synthetic", dataset.synthetic()},
                {"fingerprint", dataset.fingerprint()}};
   f.synthetic_model = job.source.synthetic();
+  f.shape = {{"tp", job.grid.tp}, {"pp", job.grid.pp}, {"max-length", job.limits.max_positions}};
   f.settings = job.settings;
   f.versions = job.versions;
   return f;

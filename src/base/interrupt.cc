@@ -30,6 +30,24 @@ std::string Interrupt::cause() const {
   return cause_;
 }
 
+bool Interrupt::ask_to_stop(const std::string& why) {
+  std::lock_guard lock(mutex_);
+  if (!heeded_) return false;
+  if (!asked_.load(std::memory_order_relaxed)) why_stop_ = why;
+  asked_.store(true, std::memory_order_release);
+  return true;
+}
+
+std::string Interrupt::why_stop() const {
+  std::lock_guard lock(mutex_);
+  return why_stop_;
+}
+
+void Interrupt::heed_stops() {
+  std::lock_guard lock(mutex_);
+  heeded_ = true;
+}
+
 void wait_until(const std::function<bool()>& ready, Deadline deadline, const Interrupt& interrupt,
                 const char* what) {
   using std::chrono::microseconds;

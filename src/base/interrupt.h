@@ -31,8 +31,19 @@ class Interrupt {
   ExitCode code() const;
   std::string cause() const;
 
+  // The softer end: whoever runs something that can end at a safe point says so (`heed_stops`) and
+  // looks at `asked_to_stop`. `ask_to_stop` returns false when nobody does: then there is nothing
+  // to save, and the caller raises instead.
+  bool ask_to_stop(const std::string& why);
+  bool asked_to_stop() const noexcept { return asked_.load(std::memory_order_acquire); }
+  std::string why_stop() const;
+  void heed_stops();
+
  private:
   std::atomic<bool> raised_{false};
+  std::atomic<bool> asked_{false};
+  bool heeded_ = false;  // guarded by mutex_, as what follows
+  std::string why_stop_;
   mutable std::mutex mutex_;
   ExitCode code_ = ExitCode::kOk;
   std::string cause_;

@@ -26,14 +26,18 @@ constexpr double kSilenceSeconds = 7;
 // from here. Rank 0 has results to write first.
 constexpr double kLastResortSeconds = 1.5;
 constexpr double kLastResortRank0Seconds = 6;
+// Launchers hand USR1 to every rank, not at the same moment: within this it is the same request.
+constexpr double kSameRequestSeconds = 2;
 // Silent for so long when the job is terminated: more likely the cause than the order to end.
 constexpr double kSuspectSeconds = 2;
 
 volatile std::sig_atomic_t g_signal = 0;
 void on_signal(int number) { g_signal = number; }
+volatile std::sig_atomic_t g_stops = 0;
+void on_stop(int) { g_stops = g_stops + 1; }
 
 struct Message {
-  enum class Kind : int32_t { kBeat, kFailure, kLeave, kLeaveAgreed };
+  enum class Kind : int32_t { kBeat, kFailure, kLeave, kLeaveAgreed, kStop };
   Kind kind;
   int32_t code;
   uint64_t ticks;
@@ -113,6 +117,7 @@ class MpiWatchdog final : public Watchdog {
     reap();
     receive();
     watch_signals();
+    watch_stops();
     if (interrupt_.raised()) {
       if (!told_) tell_failure();
       end_if_stuck();
@@ -206,6 +211,9 @@ class MpiWatchdog final : public Watchdog {
           break;
         case Message::Kind::kLeaveAgreed:
           agreed_ = true;
+          break;
+        case Message::Kind::kStop:
+          if (rank_ == 0) take_stop(status.MPI_SOURCE);
           break;
       }
     }
@@ -328,6 +336,30 @@ class MpiWatchdog final : public Watchdog {
                      "terminated (SIGTERM): a rank was lost, or the job was cancelled");
   }
 
+  // USR1, on whichever rank it comes: rank 0 decides, for it knows of a safe point.
+  void watch_stops() {
+    const std::sig_atomic_t seen = g_stops;
+    if (seen == stops_seen_ || interrupt_.raised()) return;
+    stops_seen_ = seen;
+    if (rank_ == 0) return take_stop(0);
+    post(0, make(Message::Kind::kStop, ExitCode::kOk, ""));
+  }
+
+  void take_stop(int from) {
+    const std::string by = fmt::format("asked to stop (SIGUSR1 to rank {})", from);
+    if (!stop_taken_) {
+      stop_taken_ = Clock::now();
+      if (interrupt_.ask_to_stop(by)) {
+        log::warn("{}: ending at a safe point; a second SIGUSR1 ends at once", by);
+        return;
+      }
+      interrupt_.raise(ExitCode::kInvalidResult,
+                       by + " before anything ran; nothing is lost, start it again");
+    } else if (since(*stop_taken_) > kSameRequestSeconds) {
+      interrupt_.raise(ExitCode::kInvalidResult, by + " a second time: ended at once");
+    }
+  }
+
   void announce_leave() {
     left_ = true;
     if (rank_ == 0) {
@@ -358,6 +390,8 @@ class MpiWatchdog final : public Watchdog {
   std::list<Send> sends_;
   Clock::time_point next_beat_ = Clock::now();
   Clock::time_point last_turn_ = Clock::now();
+  std::sig_atomic_t stops_seen_ = 0;
+  std::optional<Clock::time_point> stop_taken_;  // rank 0
   bool paused_ = false;  // ever: the dead may then be dead because of this rank
   bool told_ = false;
   Deadline give_up_at_ = Deadline::max();
@@ -383,6 +417,8 @@ void install_signal_handlers() {
   action.sa_flags = SA_RESTART;
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGINT, &action, nullptr);
+  action.sa_handler = on_stop;
+  sigaction(SIGUSR1, &action, nullptr);
 }
 
 }  // namespace drover

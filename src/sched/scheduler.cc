@@ -110,6 +110,17 @@ void Scheduler::complete(int replica, const StepResult& result) {
   note(r);
 }
 
+size_t Scheduler::drop_queued() {
+  size_t dropped = 0;
+  for (size_t r = 0; r < replicas_.size(); ++r) {
+    for (; !replicas_[r]->scheduler.queue().empty(); ++dropped) {
+      replicas_[r]->scheduler.give_away();
+    }
+    note(r);
+  }
+  return dropped;
+}
+
 bool Scheduler::idle() const { return busy_ == 0; }
 bool Scheduler::idle(int replica) const {
   return replicas_[static_cast<size_t>(replica)]->scheduler.idle();

@@ -75,6 +75,9 @@ class Scheduler {
   // A result of the replica, in step order. Throws kInternal when it contradicts the plans.
   void complete(int replica, const StepResult& result);
 
+  // Forgets what is queued and not admitted; returns how many. What is admitted goes on.
+  size_t drop_queued();
+
   // True when every request has finished (its result has come) and all retirements were told.
   bool idle() const;
   bool idle(int replica) const;

@@ -23,6 +23,8 @@ double seconds_now() {
   return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
 }
 
+enum class Winding : uint8_t { kNo, kDropQueued, kDropAll };
+
 struct InFlight {
   uint64_t step = 0;
   Deadline deadline;
@@ -82,12 +84,17 @@ struct Leader::Impl {
       const std::lock_guard lock(mutex);
       taken.swap(arrivals);
     }
+    if (winding != Winding::kNo) {
+      scheduler.drop_queued();
+      return 0;
+    }
     for (auto& r : taken) scheduler.submit(std::move(r));
     return static_cast<int>(taken.size());
   }
 
   int send_plans() {
     int sent = 0;
+    if (winding == Winding::kDropAll) return 0;
     for (int r = 0; r < grid.dp; ++r) {
       auto& flight = in_flight[static_cast<size_t>(r)];
       while (static_cast<int32_t>(flight.size()) < steps_in_flight(limits) &&
@@ -196,9 +203,10 @@ struct Leader::Impl {
 
   void wait_for_arrivals() {
     std::unique_lock lock(mutex);
-    DROVER_CHECK(scheduler.idle() || !arrivals.empty(), ExitCode::kInternal,
-                 "the scheduler has work and plans none of it");
-    idle = arrivals.empty();
+    DROVER_CHECK(scheduler.idle() || !arrivals.empty() || winding != Winding::kNo,
+                 ExitCode::kInternal, "the scheduler has work and plans none of it");
+    // Wound down in this very turn: its next one drops what is queued.
+    idle = arrivals.empty() && (scheduler.idle() || winding == Winding::kDropAll);
     if (idle) changed.notify_all();
     changed.wait_for(lock, std::chrono::milliseconds(20),
                      [this] { return !arrivals.empty() || stopping || asked; });
@@ -237,6 +245,7 @@ struct Leader::Impl {
   bool ended = false;             // guarded by mutex: the thread is over
   std::vector<RankTimes> times;   // guarded by mutex: what the last asking brought
   std::atomic<bool> asked{false};
+  std::atomic<Winding> winding{Winding::kNo};
   std::atomic<bool> stopping{false};
   std::thread thread;  // last: it uses all of the above
 };
@@ -271,6 +280,19 @@ void Leader::drain() {
   std::unique_lock lock(impl_->mutex);
   impl_->changed.wait(lock, [this] { return impl_->idle || impl_->ended; });
   impl_->interrupt.check();
+}
+
+void Leader::wind_down(bool drop_running) {
+  const std::lock_guard lock(impl_->mutex);
+  if (impl_->winding != Winding::kDropAll) {
+    impl_->winding = drop_running ? Winding::kDropAll : Winding::kDropQueued;
+  }
+  impl_->changed.notify_all();
+}
+
+bool Leader::idle() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->idle || impl_->ended;
 }
 
 void Leader::stop() {

@@ -27,6 +27,8 @@ class Leader : public RequestSink {
   std::optional<std::string> refuse(const Request& request) const override;
   void submit(std::vector<Request> requests) override;
   void drain() override;
+  void wind_down(bool drop_running) override;
+  bool idle() const override;
   // Tells all workers to stop and joins. Idempotent.
   void stop();
 

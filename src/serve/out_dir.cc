@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <system_error>
 
-#include "serve/session.h"
+#include "serve/resume.h"
 
 namespace drover {
 namespace {
@@ -30,6 +30,9 @@ void check_options(const ServeOptions& o) {
       ExitCode::kUsage,
       "benchmark name '{}': LoadGen's config keys allow no blank, '.', '=', '#' or '*'",
       o.model_name);
+  DROVER_CHECK(o.stop_seconds >= 0, ExitCode::kUsage, "--stop-seconds {} is negative",
+               o.stop_seconds);
+  check_resume(o);
   DROVER_CHECK(o.target_qps >= 0, ExitCode::kUsage, "--target-qps {} is negative", o.target_qps);
   DROVER_CHECK(o.user_conf.empty() || fs::is_regular_file(o.user_conf), ExitCode::kBadInput,
                "{}: no such file; --user-conf names a LoadGen user.conf", o.user_conf);

@@ -32,6 +32,12 @@ class RequestSink {
   virtual void submit(std::vector<Request> requests) = 0;
   // Waits until everything submitted has finished. Throws the interrupt's cause.
   virtual void drain() = 0;
+  // The way to an early end. Nothing more is admitted; what is queued or comes later is dropped,
+  // and nothing is told of it. What runs goes on to its end, or with `drop_running` is dropped too,
+  // at the end of the steps that are on their way. From any thread; there is no way back.
+  virtual void wind_down(bool drop_running) = 0;
+  // Nothing that was submitted is unfinished, but for what was dropped. From any thread.
+  virtual bool idle() const = 0;
   // Sums over the replicas, since start or the last call of reset_counters; call while idle.
   virtual SchedulerCounters counters() const = 0;
   // Likewise; after a reset it begins with the first plan.

@@ -27,14 +27,15 @@ Json three_percentiles(const std::vector<double>& values) {
 
 std::vector<double> ttfts(const std::vector<SampleRecord>& records) {
   std::vector<double> v;
-  for (const auto& r : records) v.push_back(r.ttft_ms);
+  for (const auto& r : records)
+    if (!r.resumed) v.push_back(r.ttft_ms);
   return v;
 }
 
 std::vector<double> tpots(const std::vector<SampleRecord>& records) {
   std::vector<double> v;
   for (const auto& r : records)
-    if (r.n_tokens > 1) v.push_back((r.latency_ms - r.ttft_ms) / (r.n_tokens - 1));
+    if (!r.resumed && r.n_tokens > 1) v.push_back((r.latency_ms - r.ttft_ms) / (r.n_tokens - 1));
   return v;
 }
 
@@ -67,9 +68,13 @@ Json loadgen_latencies(const LoadgenLogs& logs) {
 std::string verdict(const PassOutcome& pass, const ServeOptions& o, const LoadgenPlan& plan,
                     const RunFacts& facts) {
   if (!pass.ended_early.empty()) return "ended early; not a result";
-  if (pass.mode == Mode::kAccuracy)
-    return pass.valid() ? "complete: every sample was answered; data/score.py scores it"
-                        : "INVALID accuracy log";
+  if (pass.mode == Mode::kAccuracy) {
+    if (!pass.valid()) return "INVALID accuracy log";
+    const bool earlier = std::any_of(pass.records.begin(), pass.records.end(),
+                                     [](const SampleRecord& r) { return r.resumed; });
+    const std::string where = earlier ? ", some of them in an earlier run" : "";
+    return "complete: every sample was answered" + where + "; data/score.py scores it";
+  }
   const std::string word = pass.valid() ? "VALID" : "INVALID";
   if (o.demo) return word + " under demo settings; not an MLPerf result";
   if (is_mlperf_run(o, plan, facts)) return word + "; not verified by MLCommons Association";
@@ -118,6 +123,12 @@ void put_figures(Json& j, const PassOutcome& pass, const ServeOptions& o, const 
   j["samples"] = pass.records.size();
   j["samples_issued"] = pass.issued;
   j["output_tokens"] = tokens;
+  if (!pass.resumed.is_null()) {
+    j["resumed"] = pass.resumed;
+    j["resumed"]["samples_run"] = std::count_if(pass.records.begin(), pass.records.end(),
+                                                [](const SampleRecord& r) { return !r.resumed; });
+    j["resumed"]["times"] = "duration and latencies are of the samples run here only";
+  }
   if (pass.mode == Mode::kPerformance) {
     j["output_tokens_per_second"] = number_or_null(loadgen_tokens_per_second(pass.logs));
     j["samples_per_second"] = number_or_null(loadgen_samples_per_second(pass.logs));
@@ -215,7 +226,9 @@ double percentile(std::vector<double> values, double fraction) {
 void judge(PassOutcome& pass, const ServeOptions& options, const LoadgenPlan& plan, size_t samples,
            const std::string& dir) {
   if (!pass.ended_early.empty()) pass.reasons.push_back("ended early: " + pass.ended_early);
-  for (auto& r : invalid_reasons(pass.logs)) pass.reasons.push_back(std::move(r));
+  // What LoadGen says of a pass that ended early follows from that.
+  if (pass.ended_early.empty())
+    for (auto& r : invalid_reasons(pass.logs)) pass.reasons.push_back(std::move(r));
   if (pass.records.size() != pass.issued)
     pass.reasons.push_back(
         fmt::format("{} of {} issued samples finished", pass.records.size(), pass.issued));
@@ -266,11 +279,29 @@ Json run_json(const std::vector<PassOutcome>& passes, const ServeOptions& option
     put_verdict(each[to_string(p.mode)], p, options, plan, facts);
     put_figures(each[to_string(p.mode)], p, options, plan);
   }
+  for (size_t i = passes.size(); i < options.modes.size(); ++i)
+    reasons.push_back(fmt::format("{}: not begun", to_string(options.modes[i])));
   j["valid"] = valid;
   j["reasons"] = reasons;
   j["mode"] = modes;
   j["passes"] = each;
   return j;
+}
+
+std::string how_to_go_on(const std::vector<PassOutcome>& passes, const ServeOptions& options) {
+  const PassOutcome& last = passes.back();
+  if (last.ended_early.empty()) {
+    if (passes.size() == options.modes.size()) return "";
+    return fmt::format(
+        "the {} pass is whole, the next one was not begun: run it with --mode {} and another --out",
+        to_string(last.mode), to_string(options.modes[passes.size()]));
+  }
+  if (last.mode == Mode::kPerformance)
+    return "a performance pass is never resumed: run it again, with another --out";
+  return fmt::format(
+      "{} finished samples are kept in {}/accuracy/journal.jsonl: go on with the same options and "
+      "--mode accuracy --resume {} --out ANOTHER",
+      last.records.size(), options.out_dir, options.out_dir);
 }
 
 }  // namespace drover

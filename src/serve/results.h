@@ -15,6 +15,7 @@ namespace drover {
 struct PassOutcome {
   Mode mode = Mode::kPerformance;
   std::string ended_early;  // the first cause; empty: the pass came to its end
+  Json resumed;             // of whom samples were taken over, and how many; null: of nobody
   LoadgenLogs logs;
   std::vector<SampleRecord> records;
   uint64_t issued = 0;
@@ -43,6 +44,8 @@ Json run_json(const std::vector<PassOutcome>& passes, const ServeOptions& option
 // Milliseconds a step, averaged over the ranks, and each rank's seconds (up to 64 of them). Null
 // when no step was run.
 Json step_time_json(const std::vector<RankTimes>& ranks);
+// After an early end: what is kept and which options go on with it. Empty when all passes ran.
+std::string how_to_go_on(const std::vector<PassOutcome>& passes, const ServeOptions& options);
 Json environment_json(const RunFacts& facts);
 
 }  // namespace drover

@@ -9,6 +9,7 @@
 #include "serve/loadgen_settings.h"
 #include "serve/progress.h"
 #include "serve/results.h"
+#include "serve/resume.h"
 #include "serve/sut.h"
 #include "version.h"
 
@@ -23,6 +24,8 @@ struct Session {
   const RunFacts& facts;
   Interrupt& interrupt;
   bool synthetic_dataset = false;
+  Json identity;
+  EarlierRun earlier;  // whose accuracy samples are taken over
   SequenceId next_id = 1;
 };
 
@@ -81,12 +84,11 @@ void run_loadgen(Session& s, SampleSet& samples, Sut& sut, const LoadgenPlan& pl
   const std::string audit =
       s.options.audit_conf.empty() ? s.options.out_dir + "/no-audit.config" : s.options.audit_conf;
   const size_t expected = mode == Mode::kPerformance ? plan.expected_queries : samples.size();
-  Monitor monitor(sut, s.interrupt, mode, expected, s.options.progress, s.options.stuck_seconds,
-                  stuck);
+  Monitor monitor(sut, s.sink, s.interrupt, mode, expected, s.options, stuck);
   try {
     mlperf::StartTest(&sut, &samples, settings, logs, audit);
   } catch (const Aborted&) {
-    // The interrupt has the cause; LoadGen was shut down before.
+    // The interrupt has the reason; LoadGen was shut down before.
   }
 }
 
@@ -114,6 +116,12 @@ PassOutcome collect(const Session& s, Sut& sut, const LoadgenPlan& plan, Mode mo
     out.timeline = s.sink.timeline();
   }
   out.rank_times = std::move(times);
+  if (out.ended_early.empty() && sut.cut_short()) out.ended_early = s.interrupt.why_stop();
+  if (mode == Mode::kAccuracy && !s.earlier.folder.empty())
+    out.resumed = {{"from", s.earlier.folder},
+                   {"samples_taken_over", s.earlier.samples.size()},
+                   {"damaged_lines", s.earlier.damaged},
+                   {"build", s.earlier.build}};
   out.logs = read_loadgen_logs(log_dir(s.options, mode));
   judge(out, s.options, plan, samples, log_dir(s.options, mode));
   return out;
@@ -124,7 +132,10 @@ void write_results(const Session& s, const std::vector<PassOutcome>& passes,
                    const LoadgenPlan& plan) {
   write_json(pass_dir(s.options, passes.back().mode) + "/result.json",
              pass_json(passes.back(), s.options, plan, s.facts));
-  write_json(s.options.out_dir + "/result.json", run_json(passes, s.options, plan, s.facts));
+  Json run = run_json(passes, s.options, plan, s.facts);
+  const std::string advice = how_to_go_on(passes, s.options);
+  if (!advice.empty()) run["go_on"] = advice;
+  write_json(s.options.out_dir + "/result.json", run);
 }
 
 // Appends to `passes` and writes the results.
@@ -139,6 +150,9 @@ void run_pass(Session& s, SampleSet& samples, const LoadgenPlan& plan, Mode mode
   config.ttft_limit_s = plan.ttft_limit_ms / 1e3;
   config.name = "drover";
   config.first_id = s.next_id;
+  config.run = identity_hash(s.identity);
+  if (mode == Mode::kAccuracy) config.known = &s.earlier.samples;
+  write_identity(pass_dir(s.options, mode), s.identity, s.facts);
   auto sut = std::make_shared<Sut>(config, samples, s.sink,
                                    pass_dir(s.options, mode) + "/journal.jsonl", s.interrupt);
   s.sink.listen(sut->events());
@@ -181,6 +195,17 @@ std::string write_user_conf(const ServeOptions& options, size_t samples) {
   return file;
 }
 
+void take_over(Session& s, size_t samples, int32_t vocab) {
+  if (s.options.resume_from.empty()) return;
+  s.earlier = read_earlier_run(s.options.resume_from, s.identity, samples, vocab);
+  log::info("resumed: {} of {} samples are taken over from {}, {} are left to run",
+            s.earlier.samples.size(), samples, s.earlier.folder,
+            samples - s.earlier.samples.size());
+  if (s.earlier.damaged > 0)
+    log::warn("{} lines of its journal are torn or damaged; their samples run again",
+              s.earlier.damaged);
+}
+
 void report(const PassOutcome& pass) {
   if (pass.valid())
     log::info("{} pass: valid, {} samples in {}", to_string(pass.mode), pass.records.size(),
@@ -192,24 +217,36 @@ void report(const PassOutcome& pass) {
 
 ExitCode run_session(RequestSink& sink, Dataset& dataset, const ServeOptions& options,
                      const RunFacts& facts, Interrupt& interrupt) {
-  Session s{sink, options, facts, interrupt, dataset.synthetic(), 1};
+  interrupt.heed_stops();
   const size_t count = sample_count(dataset, options);
+  Session s{
+      sink, options, facts, interrupt, dataset.synthetic(), run_identity(options, facts, count),
+      {},   1};
+  take_over(s, count, dataset.vocab());
   const LoadgenPlan plan = make_loadgen_plan(options, write_user_conf(options, count), count);
   SampleSet samples(dataset, count);
   check_fits(s, samples);
   write_json(options.out_dir + "/environment.json", environment_json(facts));
   warm_up(s, samples);
 
+  DROVER_CHECK(!interrupt.asked_to_stop(), ExitCode::kInvalidResult,
+               "{} before the first pass; nothing is lost, start it again", interrupt.why_stop());
   std::vector<PassOutcome> passes;
   for (const Mode mode : options.modes) {
     interrupt.check();
+    if (interrupt.asked_to_stop()) break;
     run_pass(s, samples, plan, mode, passes);
     report(passes.back());
+    if (interrupt.raised() || interrupt.asked_to_stop()) {
+      const std::string advice = how_to_go_on(passes, options);
+      if (!advice.empty()) log::warn("{}", advice);
+    }
     interrupt.check();
   }
   sink.listen({});
   sync_path(options.out_dir);
   const bool valid =
+      passes.size() == options.modes.size() &&
       std::all_of(passes.begin(), passes.end(), [](const PassOutcome& p) { return p.valid(); });
   return valid ? ExitCode::kOk : ExitCode::kInvalidResult;
 }

@@ -29,6 +29,8 @@ struct ServeOptions {
   int32_t max_new_tokens = 1024;  // at least 2 where LoadGen measures token latencies
   int32_t min_new_tokens = 1;     // the engine's rule: the first new token is never an end
   std::string out_dir;
+  // An earlier run's out_dir, whose finished accuracy samples are taken over; empty: none.
+  std::string resume_from;
   bool force = false;  // replace results that are already in out_dir
   // LoadGen's name for the benchmark: mlperf.conf and user.conf are looked up by it. A name that
   // mlperf.conf does not know gets the token latencies and equal issue of its LLM benchmarks.
@@ -45,6 +47,8 @@ struct ServeOptions {
   int warmup_requests = 4;    // before the clock starts; one has the longest prompt; 0: none
   int32_t warmup_tokens = 4;  // new tokens of each
   bool progress = true;       // to standard error
+  // Asked to stop in an accuracy pass: longest time that running sequences get to end.
+  double stop_seconds = 60;
   // In Server, LoadGen sleeps until its next arrival and nothing can wake it. When it has not come
   // back `stuck_seconds` after the interrupt, the results are written with the cause and this is
   // called, on a thread of the session's: it should end the process. Empty: the sleep is awaited.
@@ -62,6 +66,7 @@ struct RunFacts {
   Json model;               // name, architecture, quantization, fingerprint, calibration set ...
   Json dataset;             // name, fingerprint, file ...
   bool synthetic_model = false;
+  Json shape;     // what else answers depend on: tp, pp, the longest sequence
   Json settings;  // scheduler and anything else worth telling (may be null)
   Json versions;  // drover, MPI, HDF5 ...; LoadGen's is added
   std::string command_line;
@@ -72,6 +77,11 @@ struct RunFacts {
 // written to, kUsage or kBadInput for options that cannot work (checks all that need no dataset).
 void prepare_out_dir(const ServeOptions& options);
 
+// When the interrupt is asked to stop, the pass ends at a safe point: nothing more is issued or
+// admitted, an accuracy pass's running sequences get `stop_seconds` to end, a performance pass's
+// are dropped after the step. What is finished is written, valid = false, and kInvalidResult
+// returned.
+//
 // Call once a process, from the main thread, after prepare_out_dir: LoadGen issues queries from
 // the calling thread. kOk when every pass is valid, else kInvalidResult. When the interrupt is
 // raised the passes end early, what there is gets written with valid = false and the cause, and

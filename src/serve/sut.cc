@@ -25,6 +25,34 @@ void log_error_in_loadgen(const std::string& cause) {
   });
 }
 
+// A line of the journal.
+std::string journal_line(const std::string& run, Mode mode, const SampleRecord& r, bool by_eos,
+                         const std::vector<int32_t>& tokens) {
+  return fmt::format(
+      R"({{"run":"{}","pass":"{}","sample":{},"n_tokens":{},"by_eos":{},"ttft_ms":{:.3f},)"
+      R"("latency_ms":{:.3f},"hash":"{:016x}",{}"tokens":[{}]}})",
+      run, to_string(mode), r.index, r.n_tokens, by_eos, r.ttft_ms, r.latency_ms, r.hash,
+      r.resumed ? R"("resumed":true,)" : "", fmt::join(tokens, ","));
+}
+
+SampleRecord record_of(uint32_t index, const KnownSample& s) {
+  return {.index = index,
+          .n_tokens = static_cast<int32_t>(s.tokens.size()),
+          .hash = hash_tokens(s.tokens.data(), s.tokens.size()),
+          .ttft_ms = s.ttft_ms,
+          .latency_ms = s.latency_ms,
+          .resumed = true};
+}
+
+// So that the newest folder of a run that was resumed again and again is enough.
+std::vector<std::string> taken_over(const Sut::Config& config) {
+  std::vector<std::string> lines;
+  if (config.known == nullptr) return lines;
+  for (const auto& [index, s] : *config.known)
+    lines.push_back(journal_line(config.run, config.mode, record_of(index, s), s.by_eos, s.tokens));
+  return lines;
+}
+
 }  // namespace
 
 SampleSet::SampleSet(Dataset& dataset, size_t count) : name_(dataset.name()) {
@@ -70,22 +98,33 @@ Sut::Sut(const Config& config, const SampleSet& samples, RequestSink& sink,
     : config_(config),
       samples_(samples),
       sink_(sink),
-      journal_(journal_file),
+      journal_(journal_file, taken_over(config)),
       interrupt_(interrupt),
       next_id_(config.first_id) {}
 
+// LoadGen has no way to stop issuing, and in Server would go on for its ten minutes. So it is shut
+// down here, on its own thread, and left by an exception: its log streams and samples die with its
+// stack, which is why its logging must have ended before.
+void Sut::leave_loadgen(const std::string& cause) {
+  std::lock_guard lock(mutex_);
+  cut_short_ = aborted_ = closed_ = true;
+  log_error_in_loadgen(cause);
+  std::this_thread::sleep_for(kLoadgenDrain);
+  mlperf::AbortTest();
+  throw Aborted{};
+}
+
 void Sut::IssueQuery(const std::vector<mlperf::QuerySample>& queries) {
-  if (interrupt_.raised()) {
-    // LoadGen has no way to stop issuing, and in Server would go on for its ten minutes. So it is
-    // shut down here, on its own thread, and left by an exception: its log streams and samples
-    // die with its stack, which is why its logging must have ended before.
+  const auto ended = [this] {
     std::lock_guard lock(mutex_);
-    aborted_ = closed_ = true;
-    log_error_in_loadgen(interrupt_.cause());
-    std::this_thread::sleep_for(kLoadgenDrain);
-    mlperf::AbortTest();
-    throw Aborted{};
+    return ended_;
+  };
+  if (stopping_) {  // the monitor ends this, or the interrupt
+    while (!ended() && !interrupt_.raised())
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
+  if (interrupt_.raised()) leave_loadgen(interrupt_.cause());
+  if (stopping_) leave_loadgen(interrupt_.why_stop());
   std::vector<Request> requests;
   requests.reserve(queries.size());
   {
@@ -93,7 +132,15 @@ void Sut::IssueQuery(const std::vector<mlperf::QuerySample>& queries) {
     const auto now = Clock::now();
     if (first_issue_ == Clock::time_point{}) first_issue_ = now;
     outstanding_.reserve(outstanding_.size() + queries.size());
+    counts_.issued += queries.size();
     for (const auto& q : queries) {
+      if (config_.known != nullptr) {
+        const auto known = config_.known->find(static_cast<uint32_t>(q.index));
+        if (known != config_.known->end()) {
+          answer_known(q, known->second);
+          continue;
+        }
+      }
       const SequenceId id = next_id_++;
       outstanding_[id] = {q.id, static_cast<uint32_t>(q.index), false, now, {}};
       requests.push_back(
@@ -102,12 +149,30 @@ void Sut::IssueQuery(const std::vector<mlperf::QuerySample>& queries) {
         requests.back().deadline = seconds_of(now) + config_.ttft_limit_s;
     }
   }
-  counts_.issued += queries.size();
+  if (requests.empty()) return;
   try {
     sink_.submit(std::move(requests));
   } catch (const Error& e) {
     interrupt_.raise(e.code(), e.what());  // the monitor ends what is outstanding
   }
+}
+
+// Under the lock. Both events of a sample come from one thread, so LoadGen sees them in order.
+void Sut::answer_known(const mlperf::QuerySample& query, const KnownSample& known) {
+  if (aborted_) return;
+  auto answer = [&](size_t tokens) {
+    return mlperf::QuerySampleResponse(query.id, reinterpret_cast<uintptr_t>(known.tokens.data()),
+                                       tokens * sizeof(int32_t), static_cast<int64_t>(tokens));
+  };
+  if (config_.report_first_token) {
+    auto first = answer(1);
+    mlperf::FirstTokenComplete(&first, 1);
+  }
+  auto all = answer(known.tokens.size());
+  mlperf::QuerySamplesComplete(&all, 1);
+  records_.push_back(record_of(static_cast<uint32_t>(query.index), known));
+  ++counts_.started;
+  ++counts_.finished;
 }
 
 LeaderEvents Sut::events() {
@@ -155,21 +220,13 @@ void Sut::on_finished(Finished&& event) {
   counts_.tokens += event.tokens.size();
   // Not under the lock: a slow disk must not hold up IssueQuery.
   try {
-    journal_.append(journal_line(r, event));
+    journal_.append(journal_line(config_.run, config_.mode, r, event.by_eos, event.tokens));
   } catch (const Error& e) {
     interrupt_.raise(e.code(), e.what());
   }
 }
 
-std::string Sut::journal_line(const SampleRecord& r, const Finished& event) const {
-  std::string ids = fmt::format("{}", fmt::join(event.tokens, ","));
-  return fmt::format(
-      R"({{"pass":"{}","sample":{},"n_tokens":{},"by_eos":{},"ttft_ms":{:.3f},"latency_ms":{:.3f},)"
-      R"("tokens":[{}]}})",
-      to_string(config_.mode), r.index, r.n_tokens, event.by_eos, r.ttft_ms, r.latency_ms, ids);
-}
-
-void Sut::abort() {
+void Sut::abort(const std::string& cause) {
   {
     std::lock_guard lock(mutex_);
     if (aborted_) return;
@@ -179,8 +236,10 @@ void Sut::abort() {
   // samples that are gone once LoadGen has all completions.
   std::this_thread::sleep_for(kLoadgenDrain);
   std::lock_guard lock(mutex_);
+  ended_ = true;
   if (closed_ || outstanding_.empty()) return;
-  log_error_in_loadgen(interrupt_.cause());
+  cut_short_ = true;
+  log_error_in_loadgen(cause);
   std::vector<mlperf::QuerySampleResponse> first, all;
   for (const auto& [id, o] : outstanding_) {
     if (!o.started && config_.report_first_token) first.emplace_back(o.response, 0, 0, 0);
@@ -191,6 +250,11 @@ void Sut::abort() {
   mlperf::QuerySamplesComplete(all.data(), all.size());
 }
 
+bool Sut::cut_short() const {
+  std::lock_guard lock(mutex_);
+  return cut_short_;
+}
+
 std::vector<SampleRecord> Sut::records() const {
   std::lock_guard lock(mutex_);
   return records_;
@@ -198,7 +262,8 @@ std::vector<SampleRecord> Sut::records() const {
 
 double Sut::duration_s() const {
   std::lock_guard lock(mutex_);
-  return records_.empty() ? 0 : ms_between(first_issue_, last_completion_) / 1e3;
+  if (last_completion_ == Clock::time_point{}) return 0;
+  return ms_between(first_issue_, last_completion_) / 1e3;
 }
 
 }  // namespace drover

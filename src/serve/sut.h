@@ -15,6 +15,7 @@
 #include "loadgen.h"
 #include "query_sample_library.h"
 #include "serve/journal.h"
+#include "serve/resume.h"
 #include "serve/session.h"
 #include "system_under_test.h"
 
@@ -48,6 +49,7 @@ struct SampleRecord {
   uint64_t hash = 0;   // of the token ids, to compare with the accuracy log
   double ttft_ms = 0;  // since the sample was issued to drover
   double latency_ms = 0;
+  bool resumed = false;  // answered in an earlier run, where its times are from, too
 };
 uint64_t hash_tokens(const int32_t* ids, size_t count);
 
@@ -55,7 +57,7 @@ uint64_t hash_tokens(const int32_t* ids, size_t count);
 Request make_request(const Sample& sample, SequenceId id, int32_t max_new_tokens, bool synthetic);
 
 struct SutCounts {  // what the progress display shows
-  std::atomic<uint64_t> issued{0}, started{0}, finished{0}, tokens{0};
+  std::atomic<uint64_t> issued{0}, started{0}, finished{0}, tokens{0};  // tokens: of this run
 };
 
 // Held by shared_ptr: after an interrupt the sink's thread may still be in an event when the
@@ -70,20 +72,27 @@ class Sut final : public mlperf::SystemUnderTest, public std::enable_shared_from
     double ttft_limit_s;  // deadline after arrival; 0: none
     std::string name;     // LoadGen's "SUT name"
     SequenceId first_id;
+    std::string run;                      // identity_hash, for the journal
+    const KnownSamples* known = nullptr;  // answered from here without running; outlives the pass
   };
   // `samples`, `sink` and `interrupt` must outlive the pass, `interrupt` the sink's thread too.
   Sut(const Config& config, const SampleSet& samples, RequestSink& sink,
       const std::string& journal_file, Interrupt& interrupt);
 
   const std::string& Name() override { return config_.name; }
-  // Throws Aborted once the interrupt is up, after LoadGen has been shut down for it.
+  // Throws Aborted once the interrupt is up or the pass was cut short, after LoadGen has been shut
+  // down for it.
   void IssueQuery(const std::vector<mlperf::QuerySample>& samples) override;
   void FlushQueries() override {}
 
   LeaderEvents events();
+  // From here on IssueQuery takes nothing: it waits for abort, and leaves LoadGen.
+  void stop_issuing() { stopping_ = true; }
   // Completes what is outstanding without data, with the cause as an error in LoadGen's log, so
   // that LoadGen stops waiting. Idempotent; from the monitor's thread.
-  void abort();
+  void abort(const std::string& cause);
+  // LoadGen was told of a sample without its answer, or not let to issue all.
+  bool cut_short() const;
 
   const SutCounts& counts() const { return counts_; }
   SequenceId next_id() const { return next_id_; }
@@ -101,7 +110,8 @@ class Sut final : public mlperf::SystemUnderTest, public std::enable_shared_from
 
   void on_first(const FirstToken& event);
   void on_finished(Finished&& event);
-  std::string journal_line(const SampleRecord& record, const Finished& event) const;
+  void answer_known(const mlperf::QuerySample& query, const KnownSample& known);
+  [[noreturn]] void leave_loadgen(const std::string& cause);
 
   const Config config_;
   const SampleSet& samples_;
@@ -110,7 +120,10 @@ class Sut final : public mlperf::SystemUnderTest, public std::enable_shared_from
   Interrupt& interrupt_;
   SutCounts counts_;
   mutable std::mutex mutex_;
+  std::atomic<bool> stopping_{false};
+  bool cut_short_ = false;
   bool aborted_ = false;  // no event reaches LoadGen any more, but abort()'s own
+  bool ended_ = false;    // abort() is through
   bool closed_ = false;   // LoadGen was shut down from IssueQuery: no sample is valid any more
   SequenceId next_id_;
   std::unordered_map<SequenceId, Outstanding> outstanding_;

@@ -8,7 +8,7 @@ rank=${OMPI_COMM_WORLD_RANK:-0}
 child=$!
 # mpirun's signals go to the whole group: the program answers them, this only waits. Only what bash
 # itself can do from here on: other programs would be ended.
-trap : TERM INT
+trap : TERM INT USR1
 echo "$child" >"$directory/pid.$rank"
 while
   wait "$child"

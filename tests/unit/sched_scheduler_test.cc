@@ -376,6 +376,26 @@ TEST(Scheduler, ADryReplicaTakesQueuedRequests) {
   EXPECT_EQ(s.counters(0).finished + s.counters(1).finished, 40u);
 }
 
+TEST(Scheduler, WhatIsQueuedCanBeDropped) {
+  ReplicaLimits l = roomy();
+  l.slots = 4;
+  Scheduler s(2, l);
+  Worker a(l, Model{}), b(l, Model{});
+  for (auto& r : requests(20, 30, 5)) s.submit(std::move(r));
+  StepPlan plan = turn(s, a, 0);
+  EXPECT_EQ(plan.admitted.size(), 4u);
+  EXPECT_EQ(s.drop_queued(), 16u);
+  EXPECT_EQ(s.drop_queued(), 0u);
+  EXPECT_TRUE(s.idle(1));
+  EXPECT_FALSE(s.plan(1, plan));
+  for (int turns = 0; !s.idle() && turns < 50; ++turns) {
+    EXPECT_TRUE(turn(s, a, 0).admitted.empty());
+  }
+  EXPECT_TRUE(s.idle());
+  EXPECT_EQ(s.counters(0).finished, 4u);
+  EXPECT_EQ(s.outstanding_tokens(0) + s.outstanding_tokens(1), 0);
+}
+
 TEST(Scheduler, ForcedLengthsChangeNoDecision) {
   ReplicaLimits l = roomy();
   l.pages = 60;

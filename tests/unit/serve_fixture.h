@@ -51,6 +51,7 @@ class PacedSink final : public RequestSink {
   }
   void submit(std::vector<Request> requests) override {
     std::lock_guard lock(mutex_);
+    if (winding_) return;
     for (auto& r : requests) {
       ++submitted;
       if (r.deadline > 0) ++with_deadline;
@@ -62,6 +63,16 @@ class PacedSink final : public RequestSink {
     while (!idle_.wait_for(lock, std::chrono::milliseconds(20),
                            [&] { return queue_.empty() && running_.empty(); }))
       interrupt_.check();
+  }
+  void wind_down(bool drop_running) override {
+    std::lock_guard lock(mutex_);
+    winding_ = true;
+    queue_.clear();
+    if (drop_running) running_.clear();
+  }
+  bool idle() const override {
+    std::lock_guard lock(mutex_);
+    return queue_.empty() && running_.empty() && !telling_;
   }
   SchedulerCounters counters() const override {
     SchedulerCounters c;
@@ -122,21 +133,23 @@ class PacedSink final : public RequestSink {
     running_ = std::move(still);
     // Without the lock: LoadGen may issue the next query from inside, into submit.
     const LeaderEvents events = events_;
+    telling_ = true;
     mutex_.unlock();
     for (auto& r : ended)
       if (events.finished) events.finished({r.request.id, r.tokens.back() == kEos, r.tokens});
     mutex_.lock();
+    telling_ = false;
   }
 
   Interrupt& interrupt_;
   const size_t slots_;
   const double step_ms_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable idle_;
   LeaderEvents events_;
   std::deque<Request> queue_;
   std::vector<Running> running_;
-  bool stop_ = false;
+  bool stop_ = false, winding_ = false, telling_ = false;
   std::thread thread_;
 };
 

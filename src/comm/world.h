@@ -83,7 +83,8 @@ class Mailbox {
 //   - rank 0 raises the interrupt when a rank is silent, dead (same host), or computes without
 //     progress for longer than its phase allows; a worker raises it when rank 0 is silent;
 //   - an interrupt raised anywhere reaches rank 0 and from there everybody, with its first cause;
-//   - SIGUSR1 on any rank reaches rank 0, which asks the interrupt's owner to stop; a second one, two
+//   - SIGUSR1 on any rank reaches rank 0, which asks the interrupt's owner to stop; a second one,
+//   two
 //     seconds later or more, raises it (kInvalidResult, as does the first while nobody heeds it);
 //   - a process whose threads do not come to leave() soon after an interrupt is ended from here.
 class Watchdog {
@@ -112,7 +113,8 @@ void abort_all_nccl(double seconds = 1) noexcept;
 // The first error that NCCL met on its own (a peer that is gone, on another host), or empty.
 std::string nccl_async_error() noexcept;
 
-// SIGTERM and SIGINT make the watchdog raise kLostPeer (or kEnvironment for SIGINT); SIGUSR1: above.
+// SIGTERM and SIGINT make the watchdog raise kLostPeer (or kEnvironment for SIGINT); SIGUSR1:
+// above.
 void install_signal_handlers();
 
 }  // namespace drover

@@ -5,10 +5,10 @@ import argparse
 import shlex
 import sys
 
-from studies import errors, folder, program, scaling
+from studies import actions, batch, errors, folder, program, qps, scaling
 from studies.errors import USAGE, StudyError
 
-STUDIES = {"scaling": scaling}
+STUDIES = {"scaling": scaling, "actions": actions, "batch": batch, "qps": qps}
 
 
 def common_arguments(parser):

@@ -7,6 +7,7 @@ folder     a study's folder: what is finished, what is left, runs here or throug
 figures    the numbers of one run and of repeated ones, and whether a difference is more than noise
 grids      tensor × pipeline × data parallel for so many ranks
 plots      matplotlib: every figure as SVG and PNG
+tables     all runs as CSV and JSON
 page       the HTML report's parts
 scaling, actions, batch, qps    the studies themselves
 """

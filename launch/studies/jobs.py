@@ -46,7 +46,8 @@ class Job:
     def arguments(self, out):
         words = ["run"]
         for key, value in self.options.items():
-            words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+            if value is not False:
+                words += [f"--{key}"] if value is True else [f"--{key}", str(value)]
         return words + ["--out", str(out), "--force"]
 
 
@@ -67,7 +68,8 @@ class Outcome:
 
     @property
     def fits(self):
-        return self.code != USAGE
+        # What a GPU's memory cannot hold is told before anything is allocated, in these words.
+        return self.code != USAGE and "--gpu-memory-fraction" not in self.message
 
     @property
     def complete(self):

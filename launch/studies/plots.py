@@ -45,7 +45,7 @@ class Gallery:
         self.folder, self.svg = folder, {}
         folder.mkdir(exist_ok=True)
 
-    def figure(self, name, width=7.2, height=3.9, columns=1, rows=1, **options):
+    def figure(self, name, width=6.2, height=3.7, columns=1, rows=1, **options):
         figure, axes = self.pyplot.subplots(rows, columns, figsize=(width, height), **options)
         figure.name = name
         return figure, axes

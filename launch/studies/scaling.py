@@ -1,13 +1,11 @@
 """study.py scaling: throughput over ranks, strong or weak, with everything that explains it."""
 
-import csv
-import io
-
 from . import files, figures, grids, page, plots, program, simulator
 from .errors import ENVIRONMENT, USAGE, StudyError
 from .figures import over
 from .folder import Study, duration, say, today
 from .jobs import Job
+from .tables import write_runs
 
 HELP = "throughput over ranks or GPUs: runs, CSV, JSON, and a report with plots"
 
@@ -23,10 +21,10 @@ def add_arguments(parser):
     parser.add_argument("--topology", help="machine description for the simulator's line")
 
 
-def numbers(text):
+def numbers(text, option="--ranks"):
     words = text.split(",")
     if not all(w.isdigit() and int(w) > 0 for w in words):
-        raise StudyError(USAGE, f"--ranks {text}: expected numbers with commas, such as 1,2,4,8")
+        raise StudyError(USAGE, f"{option} {text}: expected numbers with commas, such as 1,2,4,8")
     return sorted({int(w) for w in words})
 
 
@@ -88,7 +86,7 @@ def write(study, args, rows, chosen):
     points = [Point(first, group) for first, group in figures.by_config(fitting)]
     points.sort(key=lambda p: (p.ranks, -p.speed.mean))
     simulated = simulator.lines(args, points)
-    write_tables(study.folder, rows, points, simulated)
+    write_runs(study.folder, rows, points=[p.json() for p in points], simulated=simulated.json())
     gallery = plots.Gallery(study.folder / "plots")
     draw(gallery, points, simulated, study.runner.runs)
     body = report(gallery, points, rows, args, simulated)
@@ -103,18 +101,6 @@ def write(study, args, rows, chosen):
 
 def short(name):
     return name if name.startswith("synthetic:") else name.rsplit("/", 1)[-1].removesuffix(".h5")
-
-
-def write_tables(folder, rows, points, simulated):
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    table = csv.DictWriter(text, keys, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    files.write_text(folder / "results.csv", text.getvalue())
-    files.write_json(folder / "results.json", {
-        "format": "drover-study-results", "format_version": 1, "runs": rows,
-        "points": [p.json() for p in points], "simulated": simulated.json()})
 
 
 class Point:
@@ -192,7 +178,7 @@ def draw(gallery, points, simulated, runs):
 
 
 def draw_speed(gallery, points, simulated):
-    figure, axes = gallery.figure("throughput", 7.2, 4.3)
+    figure, axes = gallery.figure("throughput", 6.2, 3.8)
     best = best_of_each(points)
     base = best[0]
     ranks = [p.ranks for p in points]
@@ -217,7 +203,7 @@ def draw_speed(gallery, points, simulated):
 
 
 def draw_efficiency(gallery, points):
-    figure, axes = gallery.figure("efficiency", 7.2, 4.3)
+    figure, axes = gallery.figure("efficiency", 6.2, 3.8)
     base = best_of_each(points)[0]
     for number, (shape, colour) in enumerate(colours_of(points).items()):
         of = [p for p in points if shape_of(p) == shape]
@@ -242,7 +228,7 @@ def draw_step(gallery, points):
     known = [p for p in points if p.mean("step_ms")]
     if not known:
         return
-    figure, axes = gallery.figure("step", 7.2, 1.5 + 0.36 * len(known))
+    figure, axes = gallery.figure("step", 6.2, 1.5 + 0.36 * len(known))
     parts = {part: [p.mean(f"step_{part}_ms") for p in known] for part in figures.PARTS}
     if any(parts["device"]):
         # What the host does beside a GPU is no part of the step.
@@ -262,7 +248,7 @@ def draw_phases(gallery, points):
     known = [p for p in points if any(p.mean(f"{phase}_s") for phase in figures.PHASES)]
     if not known:
         return
-    figure, axes = gallery.figure("phases", 7.2, 1.5 + 0.36 * len(known))
+    figure, axes = gallery.figure("phases", 6.2, 1.5 + 0.36 * len(known))
     parts = {phase: [p.mean(f"{phase}_s") for p in known] for phase in figures.PHASES}
     ends = plots.stacked(axes, [name_of(p) for p in known], parts, plots.PHASES,
                          {"steady": "steady (≥ 90 % of the peak run)"})
@@ -278,14 +264,14 @@ def draw_phases(gallery, points):
 
 
 def draw_timeline(gallery, best, runs):
-    figure, (above, below) = gallery.figure("timeline", 7.2, 4.6, rows=2, sharex=True)
+    figure, (above, below) = gallery.figure("timeline", 6.2, 4.2, rows=2, sharex=True)
     for i, point in enumerate(best):
         row = sorted(point.rows, key=lambda r: r["output_tokens_per_second"])[len(point.rows) // 2]
         result = files.read_json(runs / row["run"] / "result.json")
         bins = result.get("passes", {}).get("performance", result).get("timeline")
         if not bins:
             continue
-        running, tokens, width = grouped(bins, 60)
+        running, tokens, width = grouped(bins, 32)
         at = [(k + 0.5) * width for k in range(len(running))]
         colour = plots.SERIES[i % len(plots.SERIES)]
         above.plot(at, running, color=colour, label=name_of(point), linewidth=1.8)
@@ -312,7 +298,7 @@ def grouped(bins, most):
 
 
 def draw_latency(gallery, points):
-    figure, pair = gallery.figure("latency", 7.2, 3.6, columns=2)
+    figure, pair = gallery.figure("latency", 6.2, 3.7, columns=2)
     for axes, kind, title in ((pair[0], "ttft", "Time to first token [ms]"),
                               (pair[1], "tpot", "Time per output token [ms]")):
         best = best_of_each(points)
@@ -334,21 +320,26 @@ def report(gallery, points, rows, args, simulated):
     best, unit = best_of_each(points), unit_of(points)
     base, top = best[0], max(points, key=lambda p: p.speed.mean)
     last = best[-1]
-    speedup = figures.ratio_interval(last.speed, base.speed)
-    ratio = last.speed.mean / base.speed.mean
-    between = ""
+    fastest = max(best, key=lambda p: p.speed.mean)
+    speedup = figures.ratio_interval(fastest.speed, base.speed)
+    others = [p for p in (last,) if p is not fastest and p is not base]
+    between = "".join(f"; {count(p.ranks, unit)}: {p.speed.mean / base.speed.mean:.2f}×"
+                      for p in others)
     if speedup and speedup[2] < 2 * speedup[1]:
-        between = f"; 95 % interval {speedup[1]:.2f} to {speedup[2]:.2f}"
+        between += f"; 95 % interval {speedup[1]:.2f} to {speedup[2]:.2f}"
     elif speedup:
-        between = "; these runs vary too much for an interval"
+        between += "; these runs vary too much for an interval"
     cores = max((r.get("usable_cores") or 0 for r in rows), default=0)
     spent = sum(r["run_seconds"] for r in rows)
     out = [page.tiles(
         page.tile("Fastest", f"{top.speed.mean:,.0f}", "tokens/s",
                   f"{count(top.ranks, unit)}: {top.grid}"),
-        page.tile("Speed-up", f"{ratio:.2f}×", "", f"{count(last.ranks, unit)} over {base.ranks}{between}"),
-        page.tile("Efficiency", f"{100 * last.efficiency(base):.0f} %", "",
-                  f"of {count(last.ranks, unit)}, the best grid: {last.grid}"),
+        page.tile("Speed-up", f"{fastest.speed.mean / base.speed.mean:.2f}×", "",
+                  f"{count(fastest.ranks, unit)} over {base.ranks}{between}"),
+        page.tile("Efficiency", f"{100 * fastest.efficiency(base):.0f} %", "",
+                  f"of {count(fastest.ranks, unit)}" + "".join(
+                      f"; {count(p.ranks, unit)}: {100 * p.efficiency(base):.0f} %"
+                      for p in others)),
         page.tile("Steady state", f"{top.steady.mean:,.0f}" if top.steady else "–", "tokens/s",
                   "the fastest, without ramp and drain"),
         page.tile("Runs", str(len(rows)), "", f"{duration(spent)} in all"))]

@@ -10,6 +10,8 @@ int run_command(const std::vector<std::string>& arguments);
 int generate_command(const std::vector<std::string>& arguments);
 int logits_command(const std::vector<std::string>& arguments);
 int bench_command(const std::vector<std::string>& arguments);
+int plan_command(const std::vector<std::string>& arguments);
+int simulate_command(const std::vector<std::string>& arguments);
 int inspect_command(const std::vector<std::string>& arguments);
 
 }  // namespace drover

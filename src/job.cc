@@ -15,7 +15,7 @@
 #include "engine/share_weights.h"
 #include "engine/worker.h"
 #include "gather_trace.h"
-#include "plan/topology.h"
+#include "planning.h"
 #include "serve/session.h"
 #include "size_engine.h"
 #include "store/store.h"
@@ -104,9 +104,23 @@ class Rank {
     log::info("{} ranks, {};{}", world_.size(), grid_.text(), line);
   }
 
-  Grid choose_grid() const {
+  Topology topology() const {
     const std::string file = options_.text("topology");
-    const Topology t = file.empty() ? Topology{} : read_topology(file);
+    return file.empty() ? Topology{} : read_topology(file);
+  }
+
+  // Tensor parallelism over a network is slow enough to be told of before the run.
+  void warn_of_network(const Architecture& a) const {
+    const Topology t = topology();
+    if (!t.describes_machine() || t.nodes <= 1) return;
+    const int local = std::min(grid_.ranks(), t.ranks_per_node());
+    constexpr double kRows = 64;
+    const std::string text = tensor_warning(t, a, grid_, kRows, guessed_rates(t, "bf16", local, 1));
+    if (!text.empty()) log::warn("{}", text);
+  }
+
+  Grid choose_grid() const {
+    const Topology t = topology();
     const auto size = [&](const char* name, const std::optional<int>& suggested) {
       if (suggested && !options_.given(name)) return *suggested;
       return static_cast<int>(options_.integer(name, 0, 1 << 20));
@@ -128,8 +142,10 @@ class Rank {
     check_grid(a, grid_.tp, grid_.pp, source_->group());
     shard_ = make_shard(a, grid_.tp, grid_.slot_of(world_.rank()), grid_.pp,
                         grid_.stage_of(world_.rank()), source_->group());
-    if (world_.rank() == 0)
+    if (world_.rank() == 0) {
       log::info("{}: {}, {}", options_.text("model"), a.summary(), source_->description());
+      warn_of_network(a);
+    }
     choice_ = choose_backend(options_, world_, interrupt_);
     backend_ = choice_.backend.get();
     if (backend_->makes_weights()) source_->allow_recipes();

@@ -27,6 +27,12 @@ const std::map<std::string, Command>& commands() {
       {"bench",
        {"measure steps, operations or the communicator (step, linear, attention, comm)",
         bench_command}},
+      {"plan",
+       {"memory, step times and tokens/s of every grid of a machine (no GPU needed)",
+        plan_command}},
+      {"simulate",
+       {"a run in virtual time: the real scheduler, up to thousands of ranks by a cost model",
+        simulate_command}},
       {"inspect", {"what a model store or dataset holds; verifies it", inspect_command}},
       {"logits", {"the logits of given tokens, into a file (for comparisons)", logits_command}},
   };

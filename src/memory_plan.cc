@@ -24,11 +24,8 @@ std::string MemoryPlan::text(size_t page_bytes, const KvShape& shape, int32_t se
 }
 
 size_t shard_weight_bytes(const Architecture& a, const Shard& shard, int group) {
-  const auto hidden = static_cast<size_t>(a.hidden), head = static_cast<size_t>(a.head_size);
-  const auto q = static_cast<size_t>(shard.heads.size()) * head;
-  const auto kv = static_cast<size_t>(shard.kv_heads.size()) * head;
-  const auto inner = static_cast<size_t>(shard.intermediate.size());
-  const size_t elements = hidden * (2 * q + 2 * kv) + 3 * hidden * inner;
+  const auto hidden = static_cast<size_t>(a.hidden);
+  const auto elements = static_cast<size_t>(layer_weights(a, shard));
   // Quantized: half a byte, and a 16-bit scale (and zero point or minimum at the most) a group.
   const size_t layer =
       group > 0 ? elements / 2 + elements / static_cast<size_t>(group) * 2 : elements * 2;

@@ -4,9 +4,7 @@
 
 #include <algorithm>
 
-#include "base/host.h"
 #include "base/log.h"
-#include "engine/decoder.h"
 #include "engine/kv_cache.h"
 
 namespace drover {
@@ -29,29 +27,33 @@ constexpr size_t kGraphBytes = size_t{1} << 30;
 constexpr size_t kCommBytes = size_t{1} << 30;  // NCCL's buffers, all communicators
 constexpr size_t kWorkspaceBytes = size_t{256} << 20;
 
+WorkerLimits worker_limits(const Options& options, const ReplicaLimits& l) {
+  return {.slots = l.slots,
+          .groups = l.groups,
+          .max_positions = l.max_positions,
+          .step_tokens = l.step_tokens,
+          .page_tokens = l.page_tokens,
+          .pages = l.pages,
+          .step_seconds = options.number("step-seconds", 1, 1e6),
+          .replay = options.flag("graphs")};
+}
+
 class Sizing {
  public:
   Sizing(const Options& options, const Architecture& arch, const Shard& shard, int group,
-         const Grid& grid, const Backend& backend, bool gpu, World& world, Interrupt& interrupt)
+         const Grid& grid, const DeviceFacts& device)
       : options_(options),
         arch_(arch),
         shard_(shard),
         group_(group),
         grid_(grid),
-        backend_(backend),
-        gpu_(gpu),
-        world_(world),
-        interrupt_(interrupt) {}
+        device_(device) {}
 
   EngineSizes run() {
     scheduler();
     cache();
     plan();
     pages();
-    if (gpu_) {
-      log::info("memory of this rank's GPU: {}",
-                sizes_.plan.text(page_, sizes_.kv, sizes_.limits.slots));
-    }
     return sizes_;
   }
 
@@ -65,7 +67,7 @@ class Sizing {
   }
 
   void scheduler() {
-    const Defaults d = gpu_ ? kGpuDefaults : kCpuDefaults;
+    const Defaults d = device_.gpu ? kGpuDefaults : kCpuDefaults;
     ReplicaLimits& l = sizes_.limits;
     l.slots = or_default("max-sequences", 1 << 20, d.slots);
     l.page_tokens = number("page-tokens", 1, 4096);
@@ -93,41 +95,30 @@ class Sizing {
                  .page_tokens = sizes_.limits.page_tokens,
                  .kv_heads = static_cast<int32_t>(shard_.kv_heads.size()),
                  .head_size = arch_.head_size};
-    page_ = KvCache::page_bytes(sizes_.kv, shard_.layers.size());
-  }
-
-  WorkerLimits worker() const {
-    const ReplicaLimits& l = sizes_.limits;
-    return {.slots = l.slots,
-            .groups = l.groups,
-            .max_positions = l.max_positions,
-            .step_tokens = l.step_tokens,
-            .page_tokens = l.page_tokens,
-            .pages = l.pages,
-            .step_seconds = options_.number("step-seconds", 1, 1e6),
-            .replay = options_.flag("graphs")};
+    sizes_.page_bytes = KvCache::page_bytes(sizes_.kv, shard_.layers.size());
   }
 
   void plan() {
     MemoryPlan& p = sizes_.plan;
     const int64_t wanted = options_.bytes("kv-memory");
-    if (!gpu_) {
+    if (!device_.gpu) {
       // A CPU rank's weights and buffers come from the same memory; it has always been enough.
       p.kv = wanted != 0 ? static_cast<size_t>(wanted)
-                         : memory_total_bytes() / 5 / static_cast<size_t>(world_.local_size());
+                         : device_.free_bytes / 5 / static_cast<size_t>(device_.local_ranks);
       return;
     }
     const double fraction = options_.number("gpu-memory-fraction", 0.01, 1.0);
-    p.budget = static_cast<size_t>(static_cast<double>(backend_.memory().free) * fraction);
-    if (options_.flag("share-gpu")) p.budget /= static_cast<size_t>(world_.local_size());
+    p.budget = static_cast<size_t>(static_cast<double>(device_.free_bytes) * fraction);
+    if (options_.flag("share-gpu")) p.budget /= static_cast<size_t>(device_.local_ranks);
     p.weights = shard_weight_bytes(arch_, shard_, group_);
-    p.buffers = Decoder::buffer_bytes(arch_, shard_, backend_, sizes_.limits.step_tokens,
+    const WorkerLimits worker = worker_limits(options_, sizes_.limits);
+    p.buffers = Decoder::buffer_bytes(arch_, shard_, device_.rows, sizes_.limits.step_tokens,
                                       sizes_.logit_rows) +
-                Worker::buffer_bytes(worker());
+                Worker::buffer_bytes(worker);
     p.workspace = kWorkspaceBytes;
-    p.graphs = worker().replay ? kGraphBytes : 0;
+    p.graphs = worker.replay ? kGraphBytes : 0;
     p.comm = grid_.replica_ranks() > 1 ? kCommBytes : 0;
-    const size_t least = std::max(2 * page_, static_cast<size_t>(wanted));
+    const size_t least = std::max(2 * sizes_.page_bytes, static_cast<size_t>(wanted));
     if (p.without_kv() + least > p.budget) {
       const double gib = static_cast<double>(size_t{1} << 30);
       DROVER_FAIL(
@@ -135,7 +126,7 @@ class Sizing {
           "rank {}: the GPU has {:.1f} GiB for drover (--gpu-memory-fraction {}), but {} needs "
           "{:.1f} GiB for weights, {:.1f} for buffers and the like and {:.1f} for the KV cache; a "
           "grid that fits: {}; or lower --kv-memory, --step-tokens or --max-sequences",
-          world_.rank(), static_cast<double>(p.budget) / gib, fraction, grid_.text(),
+          device_.rank, static_cast<double>(p.budget) / gib, fraction, grid_.text(),
           static_cast<double>(p.weights) / gib,
           static_cast<double>(p.without_kv() - p.weights) / gib, static_cast<double>(least) / gib,
           grid_that_fits(arch_, group_, p.budget, p.without_kv() - p.weights + least));
@@ -147,21 +138,8 @@ class Sizing {
     ReplicaLimits& l = sizes_.limits;
     const int64_t per_sequence = l.max_positions / l.page_tokens + 2;
     const int64_t most = std::min<int64_t>(per_sequence * l.slots, INT32_MAX);
-    const int64_t mine =
-        std::min(most, static_cast<int64_t>(sizes_.plan.kv) / static_cast<int64_t>(page_));
-    const int64_t pages = world_.agree_min(mine, interrupt_, 600);
-    DROVER_CHECK(
-        pages >= 2, ExitCode::kUsage,
-        "no room for one sequence: the KV cache has {} pages of {} tokens ({} bytes each on "
-        "this rank); raise --kv-memory to {} at least",
-        pages, l.page_tokens, page_, 2 * page_);
-    l.pages = sizes_.kv.pages = static_cast<int32_t>(pages);
-    if (gpu_ && !options_.integer("max-sequences", 0, 1 << 20)) {
-      const int64_t suited = pages * l.page_tokens / kUsualTokens;
-      l.slots = static_cast<int32_t>(
-          std::clamp<int64_t>(suited / l.groups * l.groups, l.groups, l.slots));
-    }
-    sizes_.worker = worker();
+    l.pages = static_cast<int32_t>(std::min(
+        most, static_cast<int64_t>(sizes_.plan.kv) / static_cast<int64_t>(sizes_.page_bytes)));
   }
 
   const Options& options_;
@@ -169,20 +147,57 @@ class Sizing {
   const Shard& shard_;
   int group_;
   const Grid& grid_;
-  const Backend& backend_;
-  bool gpu_;
-  World& world_;
-  Interrupt& interrupt_;
+  const DeviceFacts& device_;
   EngineSizes sizes_;
-  size_t page_ = 0;  // bytes of a page over this rank's layers
 };
 
 }  // namespace
 
+DeviceFacts gpu_facts(size_t free_bytes, int rank, int local_ranks) {
+  const auto padded = [](int64_t rows) {
+    return (rows + kGpuRowMultiple - 1) / kGpuRowMultiple * kGpuRowMultiple;
+  };
+  return {true, free_bytes, rank, local_ranks, {Dtype::kBf16, padded}};
+}
+
+ReplicaLimits default_limits(bool gpu) {
+  const Defaults d = gpu ? kGpuDefaults : kCpuDefaults;
+  return {.slots = d.slots, .step_tokens = d.step_tokens, .chunk_tokens = d.chunk_tokens};
+}
+
+EngineSizes size_shard(const Options& options, const Architecture& arch, const Shard& shard,
+                       int group, const Grid& grid, const DeviceFacts& device) {
+  return Sizing(options, arch, shard, group, grid, device).run();
+}
+
+void settle_pages(EngineSizes& sizes, const Options& options, bool gpu, int32_t pages) {
+  ReplicaLimits& l = sizes.limits;
+  DROVER_CHECK(pages >= 2, ExitCode::kUsage,
+               "no room for one sequence: the KV cache has {} pages of {} tokens ({} bytes each on "
+               "this rank); raise --kv-memory to {} at least",
+               pages, l.page_tokens, sizes.page_bytes, 2 * sizes.page_bytes);
+  l.pages = sizes.kv.pages = pages;
+  if (gpu && !options.integer("max-sequences", 0, 1 << 20)) {
+    const int64_t suited = int64_t{pages} * l.page_tokens / kUsualTokens;
+    l.slots =
+        static_cast<int32_t>(std::clamp<int64_t>(suited / l.groups * l.groups, l.groups, l.slots));
+  }
+  sizes.worker = worker_limits(options, l);
+}
+
 EngineSizes size_engine(const Options& options, const Architecture& arch, const Shard& shard,
                         int group, const Grid& grid, const Backend& backend, bool gpu, World& world,
                         Interrupt& interrupt) {
-  return Sizing(options, arch, shard, group, grid, backend, gpu, world, interrupt).run();
+  const DeviceFacts device{gpu, backend.memory().free, world.rank(), world.local_size(),
+                           row_layout(backend)};
+  EngineSizes sizes = size_shard(options, arch, shard, group, grid, device);
+  const int64_t pages = world.agree_min(sizes.limits.pages, interrupt, 600);
+  settle_pages(sizes, options, gpu, static_cast<int32_t>(pages));
+  if (gpu) {
+    log::info("memory of this rank's GPU: {}",
+              sizes.plan.text(sizes.page_bytes, sizes.kv, sizes.limits.slots));
+  }
+  return sizes;
 }
 
 }  // namespace drover

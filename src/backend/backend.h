@@ -96,6 +96,9 @@ struct Candidate {  // the best token of a row within one vocabulary shard
   int32_t token;
 };
 
+// Rows of a GPU's buffers are padded to a multiple of this; its activations are bf16.
+constexpr int64_t kGpuRowMultiple = 8;
+
 struct DeviceEvent {
   void* handle = nullptr;
 };

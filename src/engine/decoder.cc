@@ -12,11 +12,11 @@ namespace {
 struct Sizes {
   size_t rows, hidden, qkv, attended, gate_up, gated, selected, logits, candidates;
 
-  Sizes(const Architecture& arch, const Shard& shard, const Backend& backend, int64_t max_rows,
+  Sizes(const Architecture& arch, const Shard& shard, const RowLayout& layout, int64_t max_rows,
         int64_t logit_rows) {
-    const size_t element = dtype_bytes(backend.activation_dtype());
-    rows = static_cast<size_t>(backend.padded_rows(max_rows));
-    const auto out_rows = static_cast<size_t>(backend.padded_rows(logit_rows));
+    const size_t element = dtype_bytes(layout.type);
+    rows = static_cast<size_t>(layout.padded(max_rows));
+    const auto out_rows = static_cast<size_t>(layout.padded(logit_rows));
     const auto width = static_cast<size_t>(arch.hidden);
     const auto head = static_cast<size_t>(arch.head_size);
     const auto q = static_cast<size_t>(shard.heads.size()) * head;
@@ -36,6 +36,11 @@ struct Sizes {
 
 }  // namespace
 
+RowLayout row_layout(const Backend& backend) {
+  return {backend.activation_dtype(),
+          [&backend](int64_t rows) { return backend.padded_rows(rows); }};
+}
+
 Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
                  const ShardComms& comms, KvCache& cache, int64_t max_rows, int64_t logit_rows,
                  Progress& progress)
@@ -49,7 +54,7 @@ Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
       logit_rows_(logit_rows) {
   load(source);
   backend.loaded();
-  const Sizes n(arch_, shard_, backend, max_rows, logit_rows);
+  const Sizes n(arch_, shard_, row_layout(backend), max_rows, logit_rows);
   const auto buffer = [&](size_t bytes) {
     return DeviceArray<std::byte>(backend, bytes, "activations");
   };
@@ -75,9 +80,9 @@ Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
   }
 }
 
-size_t Decoder::buffer_bytes(const Architecture& arch, const Shard& shard, const Backend& backend,
+size_t Decoder::buffer_bytes(const Architecture& arch, const Shard& shard, const RowLayout& layout,
                              int64_t max_rows, int64_t logit_rows) {
-  const Sizes n(arch, shard, backend, max_rows, logit_rows);
+  const Sizes n(arch, shard, layout, max_rows, logit_rows);
   const size_t last = shard.last() ? n.selected + n.logits + n.candidates : 0;
   return 3 * n.hidden + n.qkv + n.attended + n.gate_up + n.gated + n.rows * sizeof(float) + last;
 }

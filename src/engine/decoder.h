@@ -1,6 +1,7 @@
 // The forward pass of one rank's shard: a list of operations.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -19,6 +20,13 @@ struct ShardComms {
   Comm* feedback = nullptr;  // likewise: sampled ids from the last stage to the first
 };
 
+// How a backend lays out rows of activations (Backend::activation_dtype, Backend::padded_rows).
+struct RowLayout {
+  Dtype type;
+  std::function<int64_t(int64_t)> padded;
+};
+RowLayout row_layout(const Backend& backend);
+
 // The linears of one layer, and the act-order gathers in front of them.
 struct DecoderLayer {
   DeviceArray<float> attn_norm, mlp_norm;  // [hidden]
@@ -29,7 +37,7 @@ struct DecoderLayer {
 class Decoder {
  public:
   // Bytes of activations and logits that a decoder of these sizes allocates.
-  static size_t buffer_bytes(const Architecture& arch, const Shard& shard, const Backend& backend,
+  static size_t buffer_bytes(const Architecture& arch, const Shard& shard, const RowLayout& layout,
                              int64_t max_rows, int64_t logit_rows);
 
   // Reads this shard's weights and allocates every buffer: nothing is allocated in a step.

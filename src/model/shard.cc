@@ -54,6 +54,11 @@ Range equal_part(int64_t size, int64_t parts, int64_t index) {
 
 }  // namespace
 
+int64_t layer_weights(const Architecture& a, const Shard& shard) {
+  const int64_t q = shard.heads.size() * a.head_size, kv = shard.kv_heads.size() * a.head_size;
+  return int64_t{a.hidden} * (2 * q + 2 * kv + 3 * shard.intermediate.size());
+}
+
 void check_grid(const Architecture& a, int tp, int pp, int group) {
   check_tp(a, tp, group);
   check_pp(a, pp);

@@ -32,6 +32,9 @@ struct Shard {
 // (it has the output layer). Throws kUsage; the message lists the tp (or pp) that would work.
 Shard make_shard(const Architecture& a, int tp, int tp_slot, int pp, int stage, int group);
 
+// Weights of one layer's linears on this rank: q, k, v, o, gate, up and down.
+int64_t layer_weights(const Architecture& a, const Shard& shard);
+
 // Throws kUsage unless the whole grid works.
 void check_grid(const Architecture& a, int tp, int pp, int group);
 

@@ -99,7 +99,9 @@ class CudaBackend : public Backend {
   }
   Dtype activation_dtype() const override { return Dtype::kBf16; }
   // The kernels check bounds; few distinct sizes keep cuBLASLt's plans few.
-  int64_t padded_rows(int64_t rows) const override { return (rows + 7) / 8 * 8; }
+  int64_t padded_rows(int64_t rows) const override {
+    return (rows + kGpuRowMultiple - 1) / kGpuRowMultiple * kGpuRowMultiple;
+  }
   Stream stream() override { return device_.stream; }
   void enter_thread() override { DROVER_CUDA(cudaSetDevice(device_.id)); }
 

@@ -1,0 +1,76 @@
+// What `drover plan` and `drover simulate` share: a model on a machine of a topology file, sized as
+// a run would size it and costed by the calibrated model. No ranks, no device.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/options.h"
+#include "bench_files.h"
+#include "plan/estimate.h"
+#include "plan/simulator.h"
+#include "plan/topology.h"
+#include "size_engine.h"
+
+namespace drover {
+
+std::vector<OptionRow> planning_options();
+
+// A grid as a run would size it.
+struct SizedGrid {
+  Grid grid;
+  std::string problem;              // why it cannot be; empty: it can
+  std::vector<EngineSizes> stages;  // of each stage's first rank, the largest
+  ReplicaLimits limits;
+  int local_ranks = 1, threads = 1;
+};
+
+class Planning {
+ public:
+  // Reads the topology, the model's description and the calibration. Throws Error.
+  explicit Planning(const Options& options);
+
+  const Topology& topology() const { return topology_; }
+  const PlannedModel& model() const { return model_; }
+  int ranks() const { return ranks_; }
+  const Calibration& calibration() const { return calibration_; }
+  const std::vector<Observation>& observations() const { return observations_; }
+  const std::vector<std::string>& calibrated_with() const { return names_; }
+
+  // --grid: one grid, or every grid of so many ranks that the model can have.
+  std::vector<Grid> grids() const;
+  // --grid, or the topology's own.
+  Grid one_grid() const;
+  SizedGrid size(const Grid& grid) const;
+  GridShape shape(const Grid& grid) const;
+  // Of a rank of that grid: what was calibrated, on its share of a CPU.
+  Rates rates(const SizedGrid& g) const;
+  // Of one of the ranks of a bench file.
+  Rates rates_of(const StepBenchFile& file) const;
+
+  // --dataset, or --prompt-tokens and --output-tokens. Arrival times are 0.
+  std::vector<Arrival> samples() const;
+
+ private:
+  Grid whole_grid(Grid g) const;
+  Rates scaled(const Rates& fitted, int local_ranks, int threads) const;
+  Rates guesses(int local_ranks, int threads) const;
+
+  const Options& options_;
+  Topology topology_;
+  PlannedModel model_;
+  int ranks_ = 0;
+  Calibration calibration_;
+  std::vector<Observation> observations_;
+  std::vector<std::string> names_;
+  int fit_ranks_ = 1, fit_threads_ = 1;  // a CPU's: of the files that it was fitted to
+};
+
+// "tp 16 x ...: tensor-parallel slots lie on 2 nodes; sums over the network cost about 9.3 ms more
+// in a step of 64 rows than within a node"; empty when no tensor-parallel group crosses nodes.
+std::string tensor_warning(const Topology& t, const Architecture& a, const Grid& grid, double rows,
+                           const Rates& rates);
+
+}  // namespace drover

@@ -1,0 +1,178 @@
+"""drover plan and drover simulate: the memory of real runs, errors, and figures that add up."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+import drover
+
+TOPOLOGY = drover.ROOT / "topology"
+RESULTS = drover.ROOT / "tests/bench/results"
+NP1 = RESULTS / "2026-11-25_h100_57cf520_step_70b_np1.json"
+TP2 = RESULTS / "2026-11-25_h100_57cf520_step_70b_np2_tp2.json"
+PP2 = RESULTS / "2026-11-25_h100_57cf520_step_70b_np2_pp2.json"
+LLAMA = ("--model", "synthetic:llama2-70b")
+ASKED = ("--prompt-tokens", 128, "--output-tokens", 64)
+
+
+def plan(folder, *arguments, check=True):
+    """The JSON of drover plan, and what it printed."""
+    file = folder / "plan.json"
+    out = drover.single("plan", *arguments, "--json", file, check=check)
+    return json.loads(file.read_text()) if out.code == 0 else None, out
+
+
+def only(planned, tp, pp):
+    grid, = [g for g in planned["grids"] if (g["tp"], g["pp"]) == (tp, pp)]
+    return grid
+
+
+@pytest.fixture(name="here")
+def machine_of_this_host(tmp_path):
+    """A topology with this host's memory; its rates are of no interest."""
+    total = int(re.search(r"MemTotal: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text())[1])
+    file = tmp_path / "here.ini"
+    file.write_text("[machine]\nnodes = 1\ngpus_per_node = 0\n[host]\ncores = 2\n"
+                    f"memory_gib = {total / (1 << 20)!r}\nread_gb_per_s = 20\nbf16_gflops = 200\n"
+                    "[link]\nlatency_us = 1\ngb_per_s = 4\n[grid]\ntp = 1\npp = 1\ndp = 0\n")
+    return file
+
+
+@pytest.mark.parametrize("tp,pp,dp", [(1, 1, 1), (1, 2, 1), (3, 2, 1), (1, 1, 2)])
+def test_memory_is_a_real_runs(tmp_path, here, tp, pp, dp):
+    extra = ("--kv-memory", "64MiB") if tp == 3 else ()
+    run = drover.drover(tp * pp * dp, "generate", "--model", drover.MODEL, "--dataset", drover.DATASET,
+                        "--samples", 0, "--max-new-tokens", 2, "--tp", tp, "--pp", pp, "--dp", dp,
+                        "--threads", 1, "--report-memory", "--log-level", "info", *extra)
+    pages, tokens = map(int, re.search(r"KV [\d.]+ MiB in (\d+) pages of (\d+) tokens", run.err).groups())
+    pools = [line.split()[2] for line in run.out.splitlines() if re.fullmatch(r" +\d+( +[\d.]+){3}", line)]
+    planned, _ = plan(tmp_path, "--model", drover.MODEL, "--topology", here, "--grid", f"{tp},{pp},{dp}",
+                      *ASKED, *extra)
+    memory = only(planned, tp, pp)["memory"]
+    assert (memory["pages"], memory["page_tokens"]) == (pages, tokens)
+    stages = [f"{s['kv'] / (1 << 20):.1f}" for s in memory["bytes_of_stages"]]
+    assert pools == [s for _ in range(dp) for s in stages for _ in range(tp)]
+
+
+@pytest.mark.parametrize("file,tp,pp", [(NP1, 1, 1), (TP2, 2, 1), (PP2, 1, 2)])
+def test_memory_is_what_gpus_had(tmp_path, file, tp, pp):
+    measured = json.loads(file.read_text())["pages"]["count"]
+    planned, _ = plan(tmp_path, *LLAMA, "--topology", TOPOLOGY / "h100x8.ini", *ASKED,
+                      "--grid", f"{tp},{pp},1", "--gpus", tp * pp)
+    assert only(planned, tp, pp)["memory"]["pages"] == pytest.approx(measured, rel=0.01)
+
+
+def test_two_gpus_from_the_figures_of_one(tmp_path):
+    """Fitted to one H100 (and NCCL's times in the topology), held against two: what the bench of
+    2026-11-25 measured. Prompts of one sequence are left out: launches bound them (tests/bench)."""
+    planned, out = plan(tmp_path, *LLAMA, "--topology", TOPOLOGY / "h100x8.ini", "--gpus", 2, *ASKED,
+                        "--calibrate", NP1, "--against", f"{TP2},{PP2}")
+    print(out.out)
+    errors = {a["what"]: a["error"] for a in planned["against"]}
+    assert len(errors) == 8
+    assert all(abs(e) < 0.13 for what, e in errors.items() if "prompt token, batch 1" not in what)
+    assert planned["rates"]["flops"]["origin"] == "fitted"
+    assert planned["rates"]["sum_latency"]["origin"] == "measured"
+    assert planned["rates"]["pairs"]["origin"] == "guessed"
+    grids = planned["grids"]
+    assert [g["tokens_per_s"]["value"] for g in grids] == sorted(
+        (g["tokens_per_s"]["value"] for g in grids), reverse=True)
+    for g in grids:
+        assert g["tokens_per_s"]["low"] < g["tokens_per_s"]["value"] < g["tokens_per_s"]["high"]
+        assert {t["origin"] for t in g["terms_ms_of_slowest_stage"]} <= {"measured", "fitted", "guessed"}
+
+
+def test_every_grid_of_a_machine(tmp_path):
+    planned, out = plan(tmp_path, *LLAMA, "--topology", TOPOLOGY / "h200_2x8.ini", *ASKED)
+    grids = {(g["tp"], g["pp"], g["dp"]) for g in planned["grids"]}
+    assert grids == {(t, p, 16 // t // p) for t in (1, 2, 4, 8) for p in (1, 2, 4, 8, 16) if t * p <= 16}
+    assert "best: " in out.out and "why: " in out.out
+
+
+def test_tensor_slots_on_two_nodes_are_warned_about(tmp_path):
+    machine = tmp_path / "four_a_node.ini"
+    machine.write_text((TOPOLOGY / "h200_2x8.ini").read_text().replace(
+        "gpus_per_node = 8", "gpus_per_node = 4").replace("dp = 16", "dp = 8"))
+    _, out = plan(tmp_path, *LLAMA, "--topology", machine, *ASKED, "--grid", "8,1,1")
+    found = re.search(r"warning: tp 8 x pp 1 x dp 1: tensor-parallel slots lie on 2 nodes; .* about "
+                      r"([\d.]+) ms more", out.out)
+    assert found and float(found[1]) > 1
+    _, out = plan(tmp_path, *LLAMA, "--topology", machine, *ASKED, "--grid", "4,2,1")
+    assert "warning" not in out.out
+
+
+def test_bad_input(tmp_path):
+    cpu, h100 = TOPOLOGY / "cpu.ini", TOPOLOGY / "h100x8.ini"
+    grid_only = tmp_path / "grid.ini"
+    grid_only.write_text("[grid]\ntp = 1\n")
+    broken = tmp_path / "bench.json"
+    broken.write_text('{"bench": "step", "model": {}}')
+    result = RESULTS / "2026-11-25_h100_57cf520_offline_70b_350.json"
+    cases = [
+        ((*LLAMA, *ASKED), 2, "--topology is missing"),
+        (("--topology", h100, *ASKED), 2, "--model is missing"),
+        ((*LLAMA, "--topology", h100), 2, "say what is asked"),
+        ((*LLAMA, "--topology", grid_only, *ASKED), 3, "it names a grid only"),
+        ((*LLAMA, "--topology", tmp_path / "none.ini", *ASKED), 3, "cannot be read"),
+        ((*LLAMA, "--topology", h100, *ASKED, "--grid", "3,1,1", "--gpus", 3), 2, "tp 3 does not divide"),
+        ((*LLAMA, "--topology", h100, *ASKED, "--grid", "2,1,1"), 2, "2 ranks, but 8 are planned"),
+        ((*LLAMA, "--topology", h100, *ASKED, "--grid", "2x1"), 2, "expected auto, or tp,pp,dp"),
+        ((*LLAMA, "--topology", h100, *ASKED, "--gpus", 16), 2, "no [network] to add nodes by"),
+        ((*LLAMA, "--topology", TOPOLOGY / "rtx4090x1.ini", *ASKED), 4, "no grid of 1 ranks holds"),
+        ((*LLAMA, "--topology", cpu, *ASKED, "--calibrate", NP1), 2, "calibrate with benches of the same"),
+        (("--model", "synthetic:llama2-7b", "--topology", h100, *ASKED, "--calibrate", NP1), 2,
+         "measured with the model"),
+        ((*LLAMA, "--topology", h100, *ASKED, "--calibrate", broken), 3, "not as drover bench writes it"),
+        ((*LLAMA, "--topology", h100, *ASKED, "--calibrate", result), 3, "not a file of drover bench"),
+        ((*LLAMA, "--topology", h100, *ASKED, "--json", tmp_path / "no" / "x.json"), 4, "x.json"),
+    ]
+    for arguments, code, words in cases:
+        out = drover.single("plan", *arguments, check=False)
+        assert (out.code, words in out.err) == (code, True), (arguments, out.code, out.err)
+
+
+def simulate(folder, *arguments, check=True):
+    file = folder / "simulation.json"
+    out = drover.single("simulate", *LLAMA, "--topology", TOPOLOGY / "h100x8.ini", *arguments,
+                        "--json", file, check=check)
+    return json.loads(file.read_text()) if out.code == 0 else None, out
+
+
+def test_simulation_of_an_offline_run_on_a_gpu(tmp_path):
+    """Beside 350 samples under LoadGen on one H100, from the bench of steps alone."""
+    measured = json.loads((RESULTS / "2026-11-25_h100_57cf520_offline_70b_350.json").read_text())
+    got, out = simulate(tmp_path, "--gpus", 1, "--grid", "1,1,1", "--dataset", "synthetic:openorca:350",
+                        "--calibrate", NP1)
+    print(out.out)
+    figures = got["figures"]
+    assert figures["output_tokens"] == measured["output_tokens"]
+    assert figures["prefill_rows"] == measured["scheduler"]["prefill_rows"]
+    assert figures["output_tokens_per_second"] == pytest.approx(
+        measured["output_tokens_per_second"], rel=0.1)
+    assert figures["ttft_ms"]["p50"] == pytest.approx(measured["ttft_ms"]["p50"], rel=0.1)
+
+
+def test_simulation_repeats_itself(tmp_path):
+    arguments = ("--grid", "2,1,4", "--dataset", "synthetic:openorca:200", "--scenario", "server",
+                 "--target-qps", 40, "--stragglers", "2:1.5", "--seed", 3)
+    one, out = simulate(tmp_path, *arguments)
+    again, _ = simulate(tmp_path, *arguments)
+    other, _ = simulate(tmp_path, *arguments[:-1], 4)
+    assert one["figures"] == again["figures"] != other["figures"]
+    assert one["figures"]["sequences"] == 200 and "40 queries/s" in out.out
+    assert 0 < one["rank0"]["load"] < 1
+
+
+def test_simulation_of_bad_input(tmp_path):
+    cases = [
+        (("--scenario", "server", *ASKED), 2, "needs --target-qps"),
+        (("--scenario", "never", *ASKED), 2, "expected offline, server or interactive"),
+        (("--stragglers", "9:2", *ASKED), 2, "at most 8 ranks"),
+        (("--stragglers", "1:0.5", *ASKED), 2, "a factor from 1 to"),
+        (("--dataset", "synthetic:openorca", "--samples", 3000), 2, "--samples 3000: there are 2000"),
+    ]
+    for arguments, code, words in cases:
+        _, out = simulate(tmp_path, *arguments, check=False)
+        assert (out.code, words in out.err) == (code, True), (arguments, out.code, out.err)

@@ -221,9 +221,9 @@ void print(const SimulationResult& r, const Report& p, const Traffic& t, const G
   std::cout << fmt::format("  replicas end           first {:.2f} s, median {:.2f}, last {:.2f}\n",
                            ends.front(), ends[ends.size() / 2], ends.back());
   std::cout << fmt::format(
-      "rank 0, one core of this machine: {:.1f} % busy (plans {:.2f} us, results {:.2f}, "
-      "submitting "
-      "a sequence {:.2f})\n"
+      "rank 0, one core of this machine: {:.1f} % busy, {:.1f} % in its busiest second (a plan "
+      "{:.2f} "
+      "us, a result {:.2f}, submitting a sequence {:.2f}; without MPI's and LoadGen's own time)\n"
       "  {:.0f} plans/s and as many results; {:.2f} MB/s of plans, {:.2f} of results; {} ranks, {} "
       "replicas\n",
       100 * p.load, 100 * r.busiest_second, 1e6 * r.plan_cpu / r.plans,

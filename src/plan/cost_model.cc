@@ -181,7 +181,10 @@ Rates guessed_rates(const Topology& t, const std::string& activations, int local
   } else {
     guess_cpu(t, local_ranks, threads, g);
   }
-  g.link("link", t.link, kSumLatency, t.link.gb_per_s > 0);
+  // Nodes of one rank have no link; then nothing crosses it, and it is as good as the network.
+  const bool linked = t.link.gb_per_s > 0;
+  g.link(linked || t.nodes == 1 ? "link" : "network", linked || t.nodes == 1 ? t.link : t.network,
+         kSumLatency, linked || t.nodes > 1);
   g.link("network", t.network, kNetSumLatency, t.nodes > 1);
   r.misfit = 0.15;
   return r;

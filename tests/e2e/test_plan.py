@@ -84,6 +84,35 @@ def test_two_gpus_from_the_figures_of_one(tmp_path):
         assert {t["origin"] for t in g["terms_ms_of_slowest_stage"]} <= {"measured", "fitted", "guessed"}
 
 
+EPYC = [str(RESULTS / f"2026-11-25_epyc_7e9dcbe_{kind}_{r}.json") for r in "abc" for kind in ("np1", "comm")]
+ON_EPYC = ("--model", drover.MODEL, "--threads", 1, "--topology", RESULTS / "2026-11-25_epyc.ini",
+           "--calibrate", ",".join(EPYC))
+
+
+def test_two_cpu_ranks_from_one_and_a_pair(tmp_path):
+    """Fitted to one rank's steps and a pair's messages, held against steps of two ranks: medians of three
+    rounds on a busy machine."""
+    held = ",".join(str(RESULTS / f"2026-11-25_epyc_7e9dcbe_pp2_{r}.json") for r in "abc")
+    planned, out = plan(tmp_path, *ON_EPYC, "--gpus", 2, *ASKED, "--against", held)
+    print(out.out)
+    rounds = {}
+    for a in planned["against"]:
+        rounds.setdefault(a["what"], []).append(a)
+    assert len(rounds) == 6 and all(len(r) == 3 for r in rounds.values())
+    for r in rounds.values():
+        assert r[0]["model"] == pytest.approx(sorted(a["measured"] for a in r)[1], rel=0.1)
+
+
+@pytest.mark.parametrize("grid", ["1,1,1", "1,2,1", "1,1,2"])
+def test_simulated_runs_are_the_measured_ones(tmp_path, grid):
+    runs = json.loads((RESULTS / "2026-11-25_epyc_7e9dcbe_runs.json").read_text())
+    file = tmp_path / "simulation.json"
+    drover.single("simulate", *ON_EPYC, "--grid", grid, "--dataset", "synthetic:48x64:96",
+                  "--max-new-tokens", 64, "--json", file)
+    simulated = json.loads(file.read_text())["figures"]["output_tokens_per_second"]
+    assert simulated == pytest.approx(sorted(runs["grids"][grid])[1], rel=0.1)
+
+
 def test_every_grid_of_a_machine(tmp_path):
     planned, out = plan(tmp_path, *LLAMA, "--topology", TOPOLOGY / "h200_2x8.ini", *ASKED)
     grids = {(g["tp"], g["pp"], g["dp"]) for g in planned["grids"]}
@@ -101,6 +130,37 @@ def test_tensor_slots_on_two_nodes_are_warned_about(tmp_path):
     assert found and float(found[1]) > 1
     _, out = plan(tmp_path, *LLAMA, "--topology", machine, *ASKED, "--grid", "4,2,1")
     assert "warning" not in out.out
+
+
+def test_a_run_warns_of_it_too(tmp_path):
+    machine = tmp_path / "three_nodes.ini"
+    machine.write_text("[machine]\nnodes = 3\ngpus_per_node = 0\n[host]\ncores = 1\nmemory_gib = 4\n"
+                       "read_gb_per_s = 10\nbf16_gflops = 100\n[link]\nlatency_us = 10\ngb_per_s = 40\n[network]\nlatency_us = 30\n"
+                       "gb_per_s = 10\n[grid]\ntp = 3\npp = 1\ndp = 1\n")
+    out = drover.drover(3, "generate", "--model", drover.MODEL, "--dataset", drover.DATASET, "--samples", 0,
+                        "--max-new-tokens", 2, "--topology", machine, "--kv-memory", "64MiB", "--threads", 1)
+    # 61 sums over 3 nodes, and as much less as they would take within one.
+    ms = 61e3 * (20e-6 * 1.585 + 4 / 3 * 64 * 576 * 4 * (1 / 10e9 - 1 / 40e9))
+    found = re.search(r"lie on 3 nodes; .* about ([\d.]+) ms more in a step of 64 rows", out.err)
+    assert float(found[1]) == pytest.approx(ms, abs=0.06)
+
+
+def test_operations_calibrate(tmp_path):
+    """What drover bench measures of one operation is taken as measured."""
+    model = ("--model", "synthetic:smollm2-135m")
+    files = [tmp_path / f"{kind}.json" for kind in ("linear", "attention", "comm", "step")]
+    drover.drover(1, "bench", "linear", *model, "--threads", 1, "--rows", "1,16", "--json", files[0])
+    drover.drover(1, "bench", "attention", *model, "--threads", 1, "--sequences", 8, "--json", files[1])
+    drover.drover(2, "bench", "comm", "--sizes", "64,18432", "--seconds", 0.02, "--json", files[2])
+    drover.drover(1, "bench", "step", *model, "--threads", 1, "--batches", "1,4", "--repeat", 1,
+                  "--prompt-tokens", 16, "--new-tokens", 6, "--json", files[3])
+    planned, out = plan(tmp_path, *model, "--topology", TOPOLOGY / "cpu.ini", "--gpus", 2, *ASKED,
+                        "--calibrate", ",".join(map(str, files)), "--threads", 1)
+    assert len(planned["observations"]) == 8 + 1 + 4 + 4, out.out
+    origins = {name: rate["origin"] for name, rate in planned["rates"].items() if name != "misfit"}
+    assert {origins[name] for name in ("read", "flops", "cache", "sum_latency")} == {"measured"}
+    assert origins["share"] == "guessed"
+    assert {(g["tp"], g["pp"], g["dp"]) for g in planned["grids"]} == {(1, 2, 1), (1, 1, 2)}
 
 
 def test_bad_input(tmp_path):

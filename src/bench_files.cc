@@ -53,13 +53,27 @@ class File {
                     "{}: not a file of drover bench step, linear, attention or comm (--json)",
                     name_);
       }
-    } catch (const Json::exception& e) {
+    } catch (const Error&) {
+      throw;
+    } catch (const std::exception& e) {  // a key that is not there, a word for a number
       DROVER_FAIL(ExitCode::kBadInput, "{}: not as drover bench writes it: {}", name_, e.what());
     }
     out.names.push_back(name_);
+    const Json versions =
+        json_.value("environment", Json::object()).value("versions", Json::object());
+    out.devices.push_back(versions.value("backend", ""));
   }
 
  private:
+  // Files are whoever's: sizes decide about memory, rates are divided by.
+  template <class Number>
+  Number sane(const char* what, Number value, double least, double most) const {
+    DROVER_CHECK(static_cast<double>(value) >= least && static_cast<double>(value) <= most,
+                 ExitCode::kBadInput, "{}: {} is {}; expected {} to {}", name_, what, value, least,
+                 most);
+    return value;
+  }
+
   void same(const std::string& what, const std::string& theirs, const std::string& ours) const {
     DROVER_CHECK(theirs == ours, ExitCode::kUsage,
                  "{}: measured with {} {}, but {} is planned: calibrate with benches of the same",
@@ -82,6 +96,8 @@ class File {
     DROVER_CHECK(std::sscanf(json_.at("grid").get<std::string>().c_str(), "tp %d x pp %d x dp %d",
                              &f.grid.tp, &f.grid.pp, &f.grid.dp) == 3,
                  ExitCode::kBadInput, "{}: no grid in it", name_);
+    for (const int size : {f.grid.tp, f.grid.pp, f.grid.dp})
+      sane("a size of the grid", size, 1, 1024);
     const Json& s = json_.at("settings");
     const ReplicaLimits d = default_limits(gpu);
     ReplicaLimits& l = f.limits;
@@ -96,15 +112,22 @@ class File {
     l.slots = given("max-sequences", d.slots);
     l.step_tokens = given("step-tokens", d.step_tokens);
     l.chunk_tokens = given("chunk-tokens", std::min(d.chunk_tokens, l.step_tokens));
+    sane("the number of pages", l.pages, 1, 1 << 24);
+    sane("the tokens of a page", l.page_tokens, 1, 4096);
+    sane("the sequences at once", l.slots, 1, 1 << 20);
+    sane("the groups", l.groups, f.grid.pp, 1 << 12);
+    sane("the rows of a step", std::min(l.step_tokens, l.chunk_tokens), 1, 1 << 20);
     const Json& limits = json_.at("limits");
     f.threads = std::max(1, limits.at("threads").get<int>() / f.grid.ranks());
     f.prompt_tokens = json_.at("prompt_tokens");
     f.new_tokens = json_.at("new_tokens");
+    sane("prompt_tokens", f.prompt_tokens, 1, 1 << 20);
+    sane("new_tokens", f.new_tokens, 3, 1 << 20);
     for (const Json& j : json_.at("figures")) {
       StepBenchFile::Figure figure;
-      figure.batch = j.at("batch");
-      figure.prompt_rate = j.at("prompt_tokens_per_s");
-      figure.step_seconds = j.at("step_ms").get<double>() / 1e3;
+      figure.batch = sane("a batch", j.at("batch").get<int>(), 1, 1 << 16);
+      figure.prompt_rate = sane("a rate", j.at("prompt_tokens_per_s").get<double>(), 1e-9, 1e15);
+      figure.step_seconds = sane("step_ms", j.at("step_ms").get<double>(), 1e-9, 1e9) / 1e3;
       double least = 1e300, most = 0;
       for (const Json& r : j.at("repeats")) {
         least = std::min(least, r.at("step_ms").get<double>());
@@ -118,7 +141,7 @@ class File {
 
   void add(std::vector<Observation>& out, const std::string& what, double seconds, double sigma,
            std::function<double(const Rates&)> predict) const {
-    if (seconds <= 0) return;
+    sane("a time", seconds, 1e-12, 1e6);
     out.push_back({what, seconds, sigma, Origin::kMeasured, std::move(predict)});
   }
 
@@ -142,7 +165,7 @@ class File {
   }
 
   void comm(std::vector<Observation>& out) const {
-    const int ranks = json_.at("ranks");
+    const int ranks = sane("ranks", json_.at("ranks").get<int>(), 2, 1 << 20);
     // Sums of steps are recorded where that is possible: a plain one that also was is left out.
     std::map<double, bool> recorded;
     for (const Json& j : json_.at("figures")) {

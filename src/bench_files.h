@@ -41,6 +41,7 @@ struct BenchFiles {
   std::vector<StepBenchFile> steps;
   std::vector<Observation> operations;  // linear, attention, comm
   std::vector<std::string> names;       // of all files
+  std::vector<std::string> devices;     // of each, as the backend describes it; may be empty
 };
 
 // Throws kBadInput for what is no file of a bench, kUsage for one of another model or of other

@@ -212,7 +212,7 @@ void print_grids(const std::vector<Planned>& all, size_t most) {
         gib(static_cast<size_t>(s.limits.pages) * s.page_bytes),
         gib(s.plan.without_kv() - s.plan.weights), p.e.sequences, p.e.step.rows,
         1e3 * p.steady.step_seconds, 1e3 * c.linears, 1e3 * c.attention,
-        1e3 * (c.output + c.rows + c.overhead), 1e3 * c.sums, 100 * (1 - p.steady.busy),
+        1e3 * (c.output + c.rows + c.overhead), 1e3 * c.sums, 100 * bubble_of(p),
         p.steady.tokens_per_s, i.low, i.high);
   }
   if (shown > most) std::cout << fmt::format("... and {} more (--json has all)\n", shown - most);
@@ -222,8 +222,9 @@ void print_grids(const std::vector<Planned>& all, size_t most) {
     }
   }
   std::cout
-      << "(seqs, GiB and rows: of one rank or replica; the times are of its slowest stage, and "
-         "a step begins every `step ms`)\n";
+      << "(weights, KV and rest: GiB of a rank of the slowest stage; the parts of a step: ms of "
+         "that stage's mean step. step ms, how often a replica begins a step, bubble and "
+         "tokens/s are simulated)\n";
 }
 
 // What a grid loses most by, in words.
@@ -269,8 +270,9 @@ void print_why(const Planning& planning, const std::vector<Planned>& all) {
                              loss_of(all[i], best));
   }
   std::cout << "\n";
+  int hints = 0;
   for (const Planned& p : all) {
-    if (p.even_step_tokens == 0) continue;
+    if (p.even_step_tokens == 0 || ++hints > 3) continue;
     std::cout << fmt::format(
         "hint: {} would give {:.0f} tokens/s (+{:.0f} %) with --step-tokens {}\n",
         p.sized.grid.text(), p.even.tokens_per_s,
@@ -282,6 +284,7 @@ void print_why(const Planning& planning, const std::vector<Planned>& all) {
                                                p.sized.grid, p.e.step.rows, p.rates);
     if (!warning.empty()) std::cout << "warning: " << warning << "\n";
   }
+  for (const auto& warning : planning.warnings()) std::cout << "warning: " << warning << "\n";
   const Topology& t = planning.topology();
   if (!t.gpu() && planning.ranks() > t.ranks()) {
     std::cout << fmt::format(

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <sstream>
 
 #include "base/error.h"
 #include "command_line.h"
@@ -101,6 +102,19 @@ Planning::Planning(const Options& o) : options_(o) {
   }
   const BenchFiles files = read_bench_files(o.list("calibrate"), model_);
   names_ = files.names;
+  for (size_t i = 0; i < files.names.size(); ++i) {
+    const std::string& device = files.devices[i];
+    if (!topology_.gpu() || device.empty() || topology_.gpu_name.empty()) continue;
+    // "NVIDIA H200 SXM" and "cuda: NVIDIA H200, sm_90, ...": the second word tells.
+    std::istringstream words(topology_.gpu_name);
+    std::string maker, kind;
+    words >> maker >> kind;
+    if (kind == "GeForce") words >> maker >> kind;
+    if (device.find(kind) != std::string::npos) continue;
+    warnings_.push_back(fmt::format("{} was measured on another device ({}) than {} ({})",
+                                    files.names[i], device.substr(0, device.find(',')),
+                                    topology_.file, topology_.gpu_name));
+  }
   observations_ = files.operations;
   if (!files.steps.empty()) {
     fit_ranks_ = 0;  // the fewest: rates are least disturbed by others

@@ -39,6 +39,9 @@ class Planning {
   const std::vector<Observation>& observations() const { return observations_; }
   const std::vector<std::string>& calibrated_with() const { return names_; }
 
+  // Of the calibration: files of another device than the topology's.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
   // --grid: one grid, or every grid of so many ranks that the model can have.
   std::vector<Grid> grids() const;
   // --grid, or the topology's own.
@@ -64,7 +67,7 @@ class Planning {
   int ranks_ = 0;
   Calibration calibration_;
   std::vector<Observation> observations_;
-  std::vector<std::string> names_;
+  std::vector<std::string> names_, warnings_;
   int fit_ranks_ = 1, fit_threads_ = 1;  // a CPU's: of the files that it was fitted to
 };
 

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "base/host.h"
 #include "command_line.h"
 #include "commands.h"
 #include "planning.h"
@@ -76,6 +77,16 @@ std::vector<std::vector<double>> slowdown_of(const Grid& grid, const Straggling&
         s.factor;
   }
   return all;
+}
+
+// What the simulation holds at once, before it is allocated: page pools, slots, queued prompts.
+void check_memory(const SizedGrid& g, const std::vector<Arrival>& arrivals) {
+  double bytes = g.grid.dp * (200.0 * g.limits.slots + 4.0 * g.limits.pages);
+  for (const Arrival& a : arrivals) bytes += 200 + 4.0 * a.prompt;
+  DROVER_CHECK(bytes < 0.7 * static_cast<double>(memory_total_bytes()), ExitCode::kEnvironment,
+               "this simulation takes about {:.0f} GB, more than this machine should give: lower "
+               "--queries, --max-sequences or --kv-memory",
+               bytes / 1e9);
 }
 
 struct Traffic {
@@ -257,6 +268,7 @@ int simulate_command(const std::vector<std::string>& arguments) {
   const auto seed = static_cast<uint64_t>(o.integer("seed", 0, INT64_MAX));
   const Straggling slow = stragglers_of(o, sized.grid.ranks());
 
+  check_memory(sized, traffic.arrivals);
   SimulationInput in;
   in.grid = sized.grid;
   in.limits = sized.limits;

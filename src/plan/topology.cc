@@ -19,13 +19,15 @@ struct Key {
   double& (*of)(Topology&);
   bool whole = false;
   bool may_be_zero = false;
+  int64_t most = 0;  // of whole ones; nodes times places for ranks fit an int
 };
 
 // Every number of a file but the grid's.
 const std::vector<Key>& keys() {
   static const std::vector<Key> all{
-      {"machine.nodes", [](Topology& t) -> double& { return t.nodes; }, true},
-      {"machine.gpus_per_node", [](Topology& t) -> double& { return t.gpus_per_node; }, true, true},
+      {"machine.nodes", [](Topology& t) -> double& { return t.nodes; }, true, false, 1 << 16},
+      {"machine.gpus_per_node", [](Topology& t) -> double& { return t.gpus_per_node; }, true, true,
+       1 << 10},
       {"gpu.memory_gib", [](Topology& t) -> double& { return t.memory_gib; }},
       {"gpu.copy_gb_per_s", [](Topology& t) -> double& { return t.copy_gb_per_s; }},
       {"gpu.bf16_tflops", [](Topology& t) -> double& { return t.bf16_tflops; }},
@@ -39,7 +41,7 @@ const std::vector<Key>& keys() {
       {"network.gb_per_s", [](Topology& t) -> double& { return t.network.gb_per_s; }},
       {"network.send_latency_us", [](Topology& t) -> double& { return t.network.send_latency_us; }},
       {"network.send_gb_per_s", [](Topology& t) -> double& { return t.network.send_gb_per_s; }},
-      {"host.cores", [](Topology& t) -> double& { return t.cores; }, true},
+      {"host.cores", [](Topology& t) -> double& { return t.cores; }, true, false, 1 << 14},
       {"host.memory_gib", [](Topology& t) -> double& { return t.host_memory_gib; }},
       {"host.read_gb_per_s", [](Topology& t) -> double& { return t.read_gb_per_s; }},
       {"host.bf16_gflops", [](Topology& t) -> double& { return t.bf16_gflops; }},
@@ -94,7 +96,7 @@ class Reader {
     if (!text) return;
     double& to = k.of(t_);
     if (k.whole) {
-      to = static_cast<double>(whole(k.name, *text, k.may_be_zero ? 0 : 1, 1 << 20));
+      to = static_cast<double>(whole(k.name, *text, k.may_be_zero ? 0 : 1, k.most));
       return;
     }
     size_t used = 0;

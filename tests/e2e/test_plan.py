@@ -73,6 +73,7 @@ def test_two_gpus_from_the_figures_of_one(tmp_path):
     errors = {a["what"]: a["error"] for a in planned["against"]}
     assert len(errors) == 8
     assert all(abs(e) < 0.13 for what, e in errors.items() if "prompt token, batch 1" not in what)
+    assert "another device" not in out.out
     assert planned["rates"]["flops"]["origin"] == "fitted"
     assert planned["rates"]["sum_latency"]["origin"] == "measured"
     assert planned["rates"]["pairs"]["origin"] == "guessed"
@@ -111,6 +112,11 @@ def test_simulated_runs_are_the_measured_ones(tmp_path, grid):
                   "--max-new-tokens", 64, "--json", file)
     simulated = json.loads(file.read_text())["figures"]["output_tokens_per_second"]
     assert simulated == pytest.approx(sorted(runs["grids"][grid])[1], rel=0.1)
+
+
+def test_figures_of_another_gpu_are_warned_about(tmp_path):
+    _, out = plan(tmp_path, *LLAMA, "--topology", TOPOLOGY / "h200x1.ini", *ASKED, "--calibrate", NP1)
+    assert "was measured on another device (cuda: NVIDIA H100 80GB HBM3)" in out.out
 
 
 def test_every_grid_of_a_machine(tmp_path):
@@ -170,6 +176,11 @@ def test_bad_input(tmp_path):
     broken = tmp_path / "bench.json"
     broken.write_text('{"bench": "step", "model": {}}')
     result = RESULTS / "2026-11-25_h100_57cf520_offline_70b_350.json"
+    hostile = []
+    for key, value in (("grid", "tp 0 x pp 1 x dp 1"), ("prompt_tokens", 0), ("grid", 7),
+                       ("figures", [{"batch": -1}]), ("pages", {"count": 1 << 40, "tokens": 16})):
+        hostile.append(tmp_path / f"hostile{len(hostile)}.json")
+        hostile[-1].write_text(json.dumps({**json.loads(NP1.read_text()), key: value}))
     cases = [
         ((*LLAMA, *ASKED), 2, "--topology is missing"),
         (("--topology", h100, *ASKED), 2, "--model is missing"),
@@ -188,6 +199,7 @@ def test_bad_input(tmp_path):
         ((*LLAMA, "--topology", h100, *ASKED, "--calibrate", result), 3, "not a file of drover bench"),
         ((*LLAMA, "--topology", h100, *ASKED, "--json", tmp_path / "no" / "x.json"), 4, "x.json"),
     ]
+    cases += [((*LLAMA, "--topology", h100, *ASKED, "--calibrate", h), 3, h.name) for h in hostile]
     for arguments, code, words in cases:
         out = drover.single("plan", *arguments, check=False)
         assert (out.code, words in out.err) == (code, True), (arguments, out.code, out.err)
@@ -231,6 +243,7 @@ def test_simulation_of_bad_input(tmp_path):
         (("--scenario", "never", *ASKED), 2, "expected offline, server or interactive"),
         (("--stragglers", "9:2", *ASKED), 2, "at most 8 ranks"),
         (("--stragglers", "1:0.5", *ASKED), 2, "a factor from 1 to"),
+        (("--dataset", "synthetic:4096x64:4", "--queries", 60000000), 4, "lower --queries"),
         (("--dataset", "synthetic:openorca", "--samples", 3000), 2, "--samples 3000: there are 2000"),
     ]
     for arguments, code, words in cases:

@@ -101,15 +101,14 @@ drover_mpi_env() {  # ranks [hostfile]
     export OMPI_MCA_rmaps_base_oversubscribe=1
     # A rank that waits gives its core to one that works.
     export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle:-1}
-    export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-none}
   fi
   if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     export OMP_NUM_THREADS=$((cores > here ? cores / here : 1))
   fi
-  # Open MPI binds a rank to one core, which would put all its threads there.
-  if ((OMP_NUM_THREADS > 1)); then
-    export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-none}
-  fi
+  # Open MPI would bind each rank to one core. drover's ranks share out themselves what they are given,
+  # near their GPUs (src/machine/placement.h). The second name is Open MPI 5's.
+  export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-none}
+  export PRTE_MCA_hwloc_default_binding_policy=${PRTE_MCA_hwloc_default_binding_policy:-none}
   if [[ -z ${OMPI_MCA_btl_vader_single_copy_mechanism:-} ]] && drover_in_container &&
     ! drover_cma_works; then
     export OMPI_MCA_btl_vader_single_copy_mechanism=none

@@ -48,7 +48,7 @@ class OpBench {
  public:
   OpBench(const Options& o, World& world, Interrupt& interrupt, Progress& progress)
       : options(o), interrupt_(interrupt), progress_(progress) {
-    choice = choose_backend(o, world, interrupt);
+    choice = choose_backend(o, choose_placement(o, world, interrupt), world);
     const auto all = world.make_comm(interrupt, &progress, 60);
     RankParts parts{world, interrupt, *choice.backend, *all, choice.threads, choice.gpu, 0};
     limits = measure_limits(parts);

@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "base/options.h"
+#include "choose_placement.h"
 #include "comm/world.h"
 
 namespace drover {
@@ -22,10 +23,9 @@ struct BackendChoice {
   std::function<std::unique_ptr<Comm>(Interrupt&, Progress*, double seconds)> make_comm;
 };
 
-// --backend, --activations, --threads and --share-gpu. Collective: every rank of a host tells which
-// GPU it takes. Throws kUsage, or kEnvironment where there is no such GPU or two ranks would share
-// one unasked.
-BackendChoice choose_backend(const Options& options, World& world, Interrupt& interrupt);
+// --activations and --threads, on the device and cores of the placement. Throws kUsage or
+// kEnvironment.
+BackendChoice choose_backend(const Options& options, const Placement& placement, World& world);
 
 // Hands what the device recorded to base/trace. With the device idle.
 void end_device_trace();

@@ -40,6 +40,8 @@ std::vector<OptionRow> engine_options() {
       {"groups", "0", "groups of sequences in flight (0: one for each stage)"},
       {"batching", "continuous", "continuous, or static (a batch ends before the next begins)"},
       {"threads", "0", "threads of a CPU rank (0: the host's cores shared by its ranks)"},
+      {"bind", "yes", "run a rank on its share of the cores that several ranks were given"},
+      {"print-placement", "no", "print each rank's host, GPU, cores, NUMA node and NIC, and end"},
       {"stage", "", "folder on a local disk: the store is copied there first"},
       {"step-seconds", "60", "longest wait for one step before the run is given up"},
       {"load-seconds", "1800", "longest wait for all ranks to load"},

@@ -55,6 +55,10 @@ class Rank {
 
   ExitCode run() {
     start();
+    if (options_.flag("print-placement")) {
+      print_placement(choose_placement(options_, world_, interrupt_), grid_, world_, interrupt_);
+      return ExitCode::kOk;
+    }
     load();
     if (parts_.measure) measure();
     const ExitCode code = serve();
@@ -75,8 +79,8 @@ class Rank {
     trace::name_thread(world_.rank() == 0 ? "main" : "worker");
     if (!options_.text("trace").empty()) trace::start();
     grid_ = choose_grid();
-    DROVER_CHECK(!options_.text("model").empty(), ExitCode::kUsage,
-                 "--model is missing: give a model store, or synthetic:NAME");
+    DROVER_CHECK(!options_.text("model").empty() || options_.flag("print-placement"),
+                 ExitCode::kUsage, "--model is missing: give a model store, or synthetic:NAME");
     if (world_.rank() == 0) print_resolved();
   }
 
@@ -147,6 +151,10 @@ class Rank {
       warn_of_network(a);
     }
     choice_ = choose_backend(options_, world_, interrupt_);
+    placement_ = choose_placement(options_, world_, interrupt_);
+    log::info("rank {} on {}", world_.rank(), placement_text(placement_));
+    bind_to_share(placement_, options_);
+    choice_ = choose_backend(options_, placement_, world_);
     backend_ = choice_.backend.get();
     if (backend_->makes_weights()) source_->allow_recipes();
     // MPI makes communicators in calls that cannot be interrupted: everybody must be on the way.
@@ -271,6 +279,8 @@ class Rank {
       }
       ended.set_value();
     });
+    // The worker has the rank's cores; LoadGen and the leader go where there is room.
+    unbind(placement_);
     ExitCode code = ExitCode::kOk;
     try {
       Leader leader(*mailbox_, grid_, limits_, interrupt_, step_seconds());
@@ -342,6 +352,7 @@ class Rank {
   ReplicaLimits limits_;
   KvShape kv_;
   std::unique_ptr<WeightSource> source_;
+  Placement placement_;
   BackendChoice choice_;
   Backend* backend_ = nullptr;  // choice_'s
   std::unique_ptr<Comm> all_;   // host memory

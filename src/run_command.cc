@@ -86,6 +86,7 @@ int run_command(const std::vector<std::string>& arguments) {
     std::cout << Options::help(table);
     return 0;
   }
+  if (o.flag("print-placement")) return run_job(o, {});
   ServeOptions serve = serve_options(o);
   JobParts parts;
   parts.log_dir = serve.out_dir + "/logs";

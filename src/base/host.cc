@@ -1,10 +1,8 @@
 #include "base/host.h"
 
-#include <hwloc.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <fstream>
 
@@ -42,57 +40,6 @@ uint64_t peak_rss_bytes() {
   struct rusage usage {};
   if (::getrusage(RUSAGE_SELF, &usage) != 0) return 0;
   return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
-}
-
-namespace {
-
-// hwloc's view of this machine; loading it takes milliseconds, so once.
-class Topology {
- public:
-  Topology() {
-    good_ = hwloc_topology_init(&topology_) == 0 && hwloc_topology_load(topology_) == 0;
-  }
-  ~Topology() {
-    if (topology_ != nullptr) hwloc_topology_destroy(topology_);
-  }
-  Topology(const Topology&) = delete;
-  Topology& operator=(const Topology&) = delete;
-
-  int all(hwloc_obj_type_t kind) const {
-    return good_ ? hwloc_get_nbobjs_by_type(topology_, kind) : 0;
-  }
-  // Objects of a kind that this process's affinity touches.
-  int touched(hwloc_obj_type_t kind) const {
-    if (!good_) return 0;
-    hwloc_bitmap_t mine = hwloc_bitmap_alloc();
-    int count = 0;
-    if (hwloc_get_cpubind(topology_, mine, HWLOC_CPUBIND_PROCESS) == 0) {
-      for (hwloc_obj_t o = nullptr;
-           (o = hwloc_get_next_obj_by_type(topology_, kind, o)) != nullptr;) {
-        count += hwloc_bitmap_intersects(o->cpuset, mine) != 0 ? 1 : 0;
-      }
-    }
-    hwloc_bitmap_free(mine);
-    return count;
-  }
-
- private:
-  hwloc_topology_t topology_ = nullptr;
-  bool good_ = false;
-};
-
-}  // namespace
-
-int host_cores() {
-  const Topology topology;
-  return std::max(1, topology.all(HWLOC_OBJ_CORE));
-}
-
-int usable_cores() {
-  // Hardware threads of one core share its vector units: one thread a core is what linears want.
-  const Topology topology;
-  const int cores = topology.touched(HWLOC_OBJ_CORE);
-  return std::max(1, cores > 0 ? cores : topology.touched(HWLOC_OBJ_PU));
 }
 
 }  // namespace drover

@@ -10,7 +10,5 @@ std::string hostname();
 std::string cpu_model();        // "unknown" where the system does not tell
 uint64_t memory_total_bytes();  // of the machine
 uint64_t peak_rss_bytes();      // of this process, so far
-int host_cores();               // cores of the machine, at least 1
-int usable_cores();             // cores (not hardware threads) of its affinity, at least 1
 
 }  // namespace drover

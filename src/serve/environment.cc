@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "base/host.h"
+#include "machine/machine.h"
 #include "serve/results.h"
 
 extern char** environ;

@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MIDDLE = {"store", "model", "comm", "backend", "sched"}
+MIDDLE = {"store", "model", "comm", "backend", "sched", "machine"}
 # Room -> rooms it may include beside itself.
 MAY_INCLUDE = {
     "base": set(),
@@ -32,7 +32,7 @@ LIBRARY_HOMES = [
     (r"nlohmann/.*", "base"),
     (r"spdlog/.*", "base"),
     (r"openssl/.*", "base"),
-    (r"hwloc(/.*|\.h)", "base"),
+    (r"hwloc(/.*|\.h)|nvml\.h", "machine"),
     (r"nvtx3/.*", "base"),
     (r"(cupti|cublas)\w*\.h", "backend"),
     (r"cuda\w*\.h", ("backend", "comm")),
@@ -125,6 +125,8 @@ def self_test():
         "src/sched/b.cc": "#include <cuda_runtime.h>\n",
         "src/backend/a.cc": "#include <nccl.h>\n",
         "src/model/a.cc": "#include <hdf5.h>\n",
+        "src/base/b.cc": "#include <hwloc.h>\n",
+        "src/machine/a.cc": '#include "comm/world.h"\n',
         "src/engine/b.cc": "#include <test_settings.h>\n",
         "src/comm/b.cc": "#include <nlohmann/json.hpp>\n",
         "src/comm/c.cc": "#include <nccl.h>\n",

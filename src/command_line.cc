@@ -166,6 +166,17 @@ std::vector<OptionRow> bench_comm_options() {
   };
 }
 
+std::vector<OptionRow> doctor_options() {
+  return {
+      {"model", "", "model store that a job would read: its file system"},
+      {"pairs", "yes", "latency and bandwidth between all pairs of ranks, over MPI"},
+      {"backend", "auto", "what ranks would compute on: auto, cpu or cuda"},
+      {"share-gpu", "yes", "look on where ranks would share a GPU (told as bad)"},
+      {"json", "", "write all of it to this file"},
+      {"help", "no", "print this"},
+  };
+}
+
 std::vector<OptionRow> logits_options() {
   return join(
       {

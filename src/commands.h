@@ -12,6 +12,7 @@ int logits_command(const std::vector<std::string>& arguments);
 int bench_command(const std::vector<std::string>& arguments);
 int plan_command(const std::vector<std::string>& arguments);
 int simulate_command(const std::vector<std::string>& arguments);
+int doctor_command(const std::vector<std::string>& arguments);
 int inspect_command(const std::vector<std::string>& arguments);
 
 }  // namespace drover

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/trace.h"
 #include "choose_backend.h"
+#include "comm/singletons.h"
 #include "command_line.h"
 #include "drover_version.h"
 #include "engine/share_weights.h"
@@ -36,6 +37,14 @@ void tell(const std::string& cause, ExitCode code, bool aloud) {
 [[noreturn]] void give_up(const Interrupt& interrupt) {
   tell(interrupt.cause(), interrupt.code(), true);
   std::_Exit(static_cast<int>(interrupt.code()));
+}
+
+// Many worlds of one where one of many was meant. One process speaks for all.
+void refuse_singletons(const World& world) {
+  const Singletons s = find_singletons(world.size());
+  if (s.processes == 0) return;
+  DROVER_CHECK(s.number == 0, ExitCode::kEnvironment, "");
+  DROVER_FAIL(ExitCode::kEnvironment, "{}", singletons_text(s, own_command_line()));
 }
 
 struct MemoryReport {
@@ -371,6 +380,7 @@ int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body
               const std::function<void(bool)>& release) {
   install_signal_handlers();
   World world;
+  refuse_singletons(world);
   Interrupt interrupt;
   Progress progress;
   auto watchdog = world.make_watchdog(interrupt, progress);

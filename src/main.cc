@@ -33,6 +33,9 @@ const std::map<std::string, Command>& commands() {
       {"simulate",
        {"a run in virtual time: the real scheduler, up to thousands of ranks by a cost model",
         simulate_command}},
+      {"doctor",
+       {"whether this place can run a job: MPI, GPUs, networks, limits (best under mpirun)",
+        doctor_command}},
       {"inspect", {"what a model store or dataset holds; verifies it", inspect_command}},
       {"logits", {"the logits of given tokens, into a file (for comparisons)", logits_command}},
   };
@@ -74,7 +77,8 @@ int main(int argc, char** argv) {
   try {
     return drover::dispatch({argv + 1, argv + argc});
   } catch (const drover::Error& e) {
-    std::cerr << fmt::format("drover: {}\n", e.what());
+    // Without a text another process of the job tells it.
+    if (*e.what() != 0) std::cerr << fmt::format("drover: {}\n", e.what());
     return static_cast<int>(e.code());
   } catch (const std::exception& e) {
     std::cerr << fmt::format("drover: {}\n", e.what());

@@ -29,8 +29,9 @@ Topology load(const std::string& xml) {
   hwloc_topology_t raw = nullptr;
   check(hwloc_topology_init(&raw), "hwloc_topology_init");
   Topology t(raw);
-  // Plug-ins that would start a GPU's or a display's library for things nobody here asks.
-  for (const char* name : {"opencl", "gl", "cuda", "nvml", "rsmi", "levelzero"}) {
+  // Those that would start a GPU's or a display's library for things nobody here asks, and the one
+  // that binds this thread to each processor in turn: Linux tells the same.
+  for (const char* name : {"opencl", "gl", "cuda", "nvml", "rsmi", "levelzero", "x86"}) {
     hwloc_topology_set_components(raw, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, name);
   }
   // Also what a container or batch system denies: shares are reckoned with the whole host in view.

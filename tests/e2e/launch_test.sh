@@ -50,4 +50,35 @@ expect "oversubscribed ranks have one thread" 1 "$(grep -c 'OMP_NUM_THREADS=1 ' 
 "${clean[@]}" "$root/launch/run.sh" -np 1 --program "$work/good" --dry-run 2>"$work/err"
 expect "a lone rank does not yield" 0 "$(grep -c 'mpi_yield_when_idle' "$work/err")"
 expect "a lone rank has all cores" 1 "$(grep -c "OMP_NUM_THREADS=$(drover_cores) " "$work/err")"
+
+# In a Slurm job: srun where it has PMIx, mpirun otherwise. What is chosen is under test, so a program of
+# ours stands in PATH for srun.
+mkdir "$work/with_pmix" "$work/without"
+for kind in with_pmix without; do
+  program "$kind/srun" "[ \"\$1\" = --mpi=list ] && { echo 'none cray_shasta $([[ $kind == with_pmix ]] && echo pmix pmix_v4)'; exit; }; exit 3"
+done
+slurm() { # folder arguments: its dry run in a job
+  PATH=$work/$1:$PATH SLURM_JOB_ID=7 SLURM_NTASKS=4 SLURM_JOB_GPUS=0,1 \
+    "$root/launch/run.sh" "${@:2}" --program "$work/good" --dry-run 2>"$work/err"
+}
+slurm with_pmix -np 4; expect "in a Slurm job" 0 $?
+expect "srun with PMIx" 1 "$(grep -c 'srun --mpi=pmix -n 4 --kill-on-bad-exit=1 --cpu-bind=none --gpu-bind=none ' "$work/err")"
+slurm with_pmix -np 5; expect "more ranks than tasks" 1 "$(grep -c -- '-n 5 .*--overcommit ' "$work/err")"
+slurm with_pmix -np 4 --launcher mpirun; expect "the flag chooses" 1 "$(grep -c 'mpirun -np 4 ' "$work/err")"
+slurm without -np 4; expect "srun without PMIx" 1 "$(grep -c 'mpirun -np 4 ' "$work/err")"
+slurm without -np 4 --launcher srun; expect "srun without PMIx, asked for" 4 $?
+slurm with_pmix -np 4 --launcher srun --hostfile "$work/hosts"; expect "srun has no hostfile" 2 $?
+env -u SLURM_JOB_ID "$root/launch/run.sh" -np 1 --launcher srun --program "$work/good" --dry-run 2>"$work/err"
+expect "srun outside of a job" 4 $?
+PATH=$work/with_pmix:$PATH SLURM_JOB_ID=7 SLURM_NTASKS=4 "$root/launch/run.sh" -np 1 --program "$work/good" 2>"$work/err"
+expect "srun's exit code is the run's" 3 $?
+run -np 1 --launcher bsub --program "$work/good" --; expect "unknown launcher" 2 $?
+# Nothing is narrowed: neither GPUs nor cores.
+# shellcheck disable=SC2016
+program tells 'echo "${CUDA_VISIBLE_DEVICES-unset} $(sed -n "s/^Cpus_allowed_list:[[:space:]]*//p" /proc/self/status)"'
+all=$(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' /proc/self/status)
+expect "what a rank sees" "unset $all" "$(env -u CUDA_VISIBLE_DEVICES "$root/launch/run.sh" -np 2 --program "$work/tells" -- 2>/dev/null | sort -u)"
+expect "what a rank is given" "GPU-a,GPU-b $all" "$(CUDA_VISIBLE_DEVICES=GPU-a,GPU-b "$root/launch/run.sh" -np 2 --program "$work/tells" -- 2>/dev/null | sort -u)"
+run --print-placement --program "$work/good" --dry-run -- generate; expect "placement is run's" 2 $?
+run --print-placement --program "$work/good" --dry-run; expect "placement" 1 "$(grep -c 'good run --print-placement' "$work/err")"
 exit $((failures > 0))

@@ -23,7 +23,7 @@ Dtype input_type(const std::string& name) {
   DROVER_FAIL(ExitCode::kUsage, "--activations {}: expected auto, bf16, fp8 or f32", name);
 }
 
-BackendChoice choose_cpu(const Options& options, const Placement& placement, World& world) {
+BackendChoice choose_cpu(const Options& options, const PlacedRank& placement, World& world) {
   BackendChoice c;
   c.threads = static_cast<int>(options.integer("threads", 0, 4096));
   if (c.threads == 0) c.threads = placement.mine.threads;
@@ -37,7 +37,7 @@ BackendChoice choose_cpu(const Options& options, const Placement& placement, Wor
 
 #ifdef DROVER_HAVE_CUDA
 
-BackendChoice choose_cuda(const Options& options, const Placement& placement, World& world) {
+BackendChoice choose_cuda(const Options& options, const PlacedRank& placement, World& world) {
   BackendChoice c;
   c.gpu = true;
   const int device = placement.device;
@@ -61,7 +61,7 @@ BackendChoice choose_cuda(const Options& options, const Placement& placement, Wo
 
 }  // namespace
 
-BackendChoice choose_backend(const Options& options, const Placement& placement, World& world) {
+BackendChoice choose_backend(const Options& options, const PlacedRank& placement, World& world) {
 #ifdef DROVER_HAVE_CUDA
   if (placement.gpu) return choose_cuda(options, placement, world);
 #endif

@@ -25,7 +25,7 @@ struct BackendChoice {
 
 // --activations and --threads, on the device and cores of the placement. Throws kUsage or
 // kEnvironment.
-BackendChoice choose_backend(const Options& options, const Placement& placement, World& world);
+BackendChoice choose_backend(const Options& options, const PlacedRank& placement, World& world);
 
 // Hands what the device recorded to base/trace. With the device idle.
 void end_device_trace();

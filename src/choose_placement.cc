@@ -120,8 +120,8 @@ bool check_sharing(const std::vector<RankPlace>& places, const std::vector<int>&
 
 }  // namespace
 
-Placement choose_placement(const Options& options, World& world, Interrupt& interrupt) {
-  Placement p;
+PlacedRank choose_placement(const Options& options, World& world, Interrupt& interrupt) {
+  PlacedRank p;
   p.gpu = choose_gpu_or_cpu(options, world, interrupt);
   p.given = this_machine().this_host ? given_cpus() : all_of(this_machine());
   const std::vector<std::string> gpus = p.gpu ? visible_gpus() : std::vector<std::string>{};
@@ -156,7 +156,7 @@ Placement choose_placement(const Options& options, World& world, Interrupt& inte
   return p;
 }
 
-void bind_to_share(const Placement& p, const Options& options) {
+void bind_to_share(const PlacedRank& p, const Options& options) {
   if (!options.flag("bind") || !p.mine.shared_out || !this_machine().this_host) return;
   // Whoever asks for more threads than cores wants them spread.
   if (options.integer("threads", 0, 4096) > p.mine.cores) return;
@@ -165,11 +165,11 @@ void bind_to_share(const Placement& p, const Options& options) {
   }
 }
 
-void unbind(const Placement& p) {
+void unbind(const PlacedRank& p) {
   if (this_machine().this_host) bind_thread(p.given);
 }
 
-std::string placement_text(const Placement& p) {
+std::string placement_text(const PlacedRank& p) {
   const Machine& m = this_machine();
   std::string gpu = "-";
   if (p.gpu) {
@@ -189,7 +189,7 @@ std::string placement_text(const Placement& p) {
                      nic);
 }
 
-void print_placement(const Placement& p, const Grid& grid, World& world, Interrupt& interrupt) {
+void print_placement(const PlacedRank& p, const Grid& grid, World& world, Interrupt& interrupt) {
   struct Line {
     char text[320] = {};
   } mine;

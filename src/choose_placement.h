@@ -8,7 +8,7 @@
 
 namespace drover {
 
-struct Placement {
+struct PlacedRank {
   RankPlace mine;
   CpuSet given;             // the affinity that this process was started with
   bool gpu = false;         // all ranks compute on GPUs
@@ -18,17 +18,17 @@ struct Placement {
 
 // --backend and --share-gpu. Collective. Throws kUsage or kEnvironment where there is no such GPU,
 // or two ranks would share one unasked.
-Placement choose_placement(const Options& options, World& world, Interrupt& interrupt);
+PlacedRank choose_placement(const Options& options, World& world, Interrupt& interrupt);
 
 // Binds the calling thread, and those it starts from now on, to this rank's share of the cores:
 // only where it was given more than its share and --bind is not "no". Memory follows first touch.
-void bind_to_share(const Placement& placement, const Options& options);
+void bind_to_share(const PlacedRank& placement, const Options& options);
 // Gives the calling thread back what the process was started with.
-void unbind(const Placement& placement);
+void unbind(const PlacedRank& placement);
 
 // A line for each rank on rank 0's standard output. Collective.
-void print_placement(const Placement& placement, const Grid& grid, World& world,
+void print_placement(const PlacedRank& placement, const Grid& grid, World& world,
                      Interrupt& interrupt);
-std::string placement_text(const Placement& placement);  // of this rank, for its log
+std::string placement_text(const PlacedRank& placement);  // of this rank, for its log
 
 }  // namespace drover

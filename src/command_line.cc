@@ -177,6 +177,20 @@ std::vector<OptionRow> doctor_options() {
   };
 }
 
+std::vector<OptionRow> topology_options() {
+  return {
+      {"file", "", "the file to write (empty: it is printed), or without --detect to check"},
+      {"detect", "no", "describe the machine at hand; under mpirun also what is between ranks"},
+      {"measure", "yes", "measure the cores' rates and the messages of ranks (some seconds)"},
+      {"backend", "auto", "auto (GPUs where there are any) or cpu"},
+      {"threads", "0", "threads of a rank while it measures (0: the host's cores, shared)"},
+      {"activations", "bf16", "what the cores' linears are measured with"},
+      {"share-gpu", "no", "let ranks share a GPU"},
+      {"force", "no", "replace a file that is there"},
+      {"help", "no", "print this"},
+  };
+}
+
 std::vector<OptionRow> logits_options() {
   return join(
       {

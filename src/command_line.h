@@ -14,6 +14,7 @@ std::vector<OptionRow> run_options();              // drover run
 std::vector<OptionRow> generate_options();         // drover generate
 std::vector<OptionRow> logits_options();           // drover logits
 std::vector<OptionRow> doctor_options();           // drover doctor
+std::vector<OptionRow> topology_options();         // drover topology
 std::vector<OptionRow> bench_step_options();       // drover bench step
 std::vector<OptionRow> bench_linear_options();     // drover bench linear
 std::vector<OptionRow> bench_attention_options();  // drover bench attention

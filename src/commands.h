@@ -13,6 +13,7 @@ int bench_command(const std::vector<std::string>& arguments);
 int plan_command(const std::vector<std::string>& arguments);
 int simulate_command(const std::vector<std::string>& arguments);
 int doctor_command(const std::vector<std::string>& arguments);
+int topology_command(const std::vector<std::string>& arguments);
 int inspect_command(const std::vector<std::string>& arguments);
 
 }  // namespace drover

@@ -114,7 +114,7 @@ bool looks_at_host() {
 }
 
 Finding placement_finding(const Options& o, World& world, Interrupt& interrupt) {
-  const Placement p = choose_placement(o, world, interrupt);
+  const PlacedRank p = choose_placement(o, world, interrupt);
   std::string text = placement_text(p);
   text.erase(
       std::unique(text.begin(), text.end(), [](char a, char b) { return a == ' ' && b == ' '; }),

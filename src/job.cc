@@ -159,7 +159,6 @@ class Rank {
       log::info("{}: {}, {}", options_.text("model"), a.summary(), source_->description());
       warn_of_network(a);
     }
-    choice_ = choose_backend(options_, world_, interrupt_);
     placement_ = choose_placement(options_, world_, interrupt_);
     log::info("rank {} on {}", world_.rank(), placement_text(placement_));
     bind_to_share(placement_, options_);
@@ -361,7 +360,7 @@ class Rank {
   ReplicaLimits limits_;
   KvShape kv_;
   std::unique_ptr<WeightSource> source_;
-  Placement placement_;
+  PlacedRank placement_;
   BackendChoice choice_;
   Backend* backend_ = nullptr;  // choice_'s
   std::unique_ptr<Comm> all_;   // host memory

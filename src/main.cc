@@ -36,6 +36,9 @@ const std::map<std::string, Command>& commands() {
       {"doctor",
        {"whether this place can run a job: MPI, GPUs, networks, limits (best under mpirun)",
         doctor_command}},
+      {"topology",
+       {"write a topology file for the machine at hand (--detect), or check one",
+        topology_command}},
       {"inspect", {"what a model store or dataset holds; verifies it", inspect_command}},
       {"logits", {"the logits of given tokens, into a file (for comparisons)", logits_command}},
   };

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "base/error.h"
+#include "base/host.h"
 #include "machine/machine.h"
 
 namespace drover {
@@ -218,6 +219,8 @@ Machine describe(hwloc_topology_t t, DriverView driver) {
   m.cores = cores_of(t);
   m.sockets = std::max(1, hwloc_get_nbobjs_by_type(t, HWLOC_OBJ_PACKAGE));
   read_numa(t, m);
+  // Nodes tell what is there at the moment, which a virtual machine may change.
+  if (m.this_host) m.memory = memory_total_bytes();
   m.driver = std::move(driver);
   for (hwloc_obj_t o = nullptr; (o = hwloc_get_next_pcidev(t, o)) != nullptr;) {
     // NVIDIA's display and 3D controllers.

@@ -74,7 +74,13 @@ Planned plan_grid(const Planning& planning, const Grid& grid, const Workload& w,
   p.shape = planning.shape(grid);
   p.rates = planning.rates(p.sized);
   p.e = estimate(p.shape, p.sized.limits, w, p.rates);
-  p.steady = simulate_steady(p.shape, p.sized.limits, samples, w.most_sequences, p.rates);
+  try {
+    p.steady = simulate_steady(p.shape, p.sized.limits, samples, w.most_sequences, p.rates);
+  } catch (const Error& e) {
+    if (e.code() != ExitCode::kUsage) throw;
+    p.sized.problem = e.what();  // a sequence that can never run with so few pages
+    return p;
+  }
   if (bubble_of(p) > 0.03) even_out(p, samples, w);
   p.sigma = relative_sigma(p.rates, [&](const Rates& r) {
     return estimate(p.shape, p.sized.limits, w, r).tokens_per_s;

@@ -262,6 +262,10 @@ SizedGrid Planning::size(const Grid& grid) const {
       g.stages.push_back(size_shard(options_, model_.arch, shard, model_.group, grid, device));
       pages = std::min(pages, g.stages.back().limits.pages);
     }
+    if (pages < 2) {
+      g.problem = fmt::format("{}: no room for the KV cache of one sequence", grid.text());
+      return g;
+    }
     for (EngineSizes& s : g.stages) settle_pages(s, options_, gpu, pages);
   } catch (const Error& e) {
     if (e.code() != ExitCode::kEnvironment) throw;

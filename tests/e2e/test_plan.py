@@ -205,6 +205,22 @@ def test_bad_input(tmp_path):
         assert (out.code, words in out.err) == (code, True), (arguments, out.code, out.err)
 
 
+def test_grids_that_hold_too_little_are_named(tmp_path):
+    """A prompt that one rank's pages cannot hold, but two ranks' can."""
+    planned, out = plan(tmp_path, *LLAMA, "--topology", TOPOLOGY / "a800x2.ini", "--prompt-tokens", 1000,
+                        "--output-tokens", 100, "--max-new-tokens", 100, "--kv-memory", "128MiB")
+    assert "needs 69 pages" in only(planned, 1, 1)["problem"]
+    assert "problem" not in only(planned, 2, 1) and "does not fit" in out.out
+
+
+def test_a_run_refuses_a_bad_topology(tmp_path):
+    bad = tmp_path / "bad.ini"
+    bad.write_text("[grid]\ntp = 1\nqq = 2\n")
+    out = drover.drover(1, "generate", "--model", drover.MODEL, "--dataset", drover.DATASET, "--samples", 0,
+                        "--topology", bad, check=False)
+    assert out.code == 3 and "unknown key grid.qq" in out.err
+
+
 def simulate(folder, *arguments, check=True):
     file = folder / "simulation.json"
     out = drover.single("simulate", *LLAMA, "--topology", TOPOLOGY / "h100x8.ini", *arguments,
@@ -235,6 +251,12 @@ def test_simulation_repeats_itself(tmp_path):
     assert one["figures"] == again["figures"] != other["figures"]
     assert one["figures"]["sequences"] == 200 and "40 queries/s" in out.out
     assert 0 < one["rank0"]["load"] < 1
+
+
+def test_a_rank_0_that_is_too_busy_gets_a_tree(tmp_path):
+    got, out = simulate(tmp_path, "--gpus", 8, "--grid", "1,1,8", "--dataset", "synthetic:16x64:400",
+                        "--step-ms", 0.005, "--leader-us", 0)
+    assert got["rank0"]["load"] > 0.5 and "a tree of" in out.out
 
 
 def test_simulation_of_bad_input(tmp_path):

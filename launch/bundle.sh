@@ -10,7 +10,7 @@ usage: launch/bundle.sh [--build DIR] [--out DIR] [--tests] [--archive]
   --out DIR     default build/bundle/drover-VERSION-SYSTEM-MACHINE; replaced if it is a bundle
   --tests       also the programs of the GPU tests, for tests/gpu.sh --binaries
   --archive     also DIR.tar.xz
-Needs patchelf. bin/drover looks for its libraries in lib/ beside it. lib/spare holds older copies of
+Needs patchelf. DROVER_XZ_LEVEL (default 9): how hard the archive is packed. bin/drover looks for its libraries in lib/ beside it. lib/spare holds older copies of
 libraries that nearly every machine with Open MPI has; launch/run.sh uses them where one is missing.
 TEXT
 }
@@ -159,6 +159,6 @@ newest() {  # what: the newest version of its symbols that the programs ask for
 } | tee "$out/BUNDLE"
 if [[ $archive -eq 1 ]]; then
   tar -C "$(dirname "$out")" --sort=name --owner=0 --group=0 --numeric-owner -c "$(basename "$out")" |
-    xz -T 0 -9 >"$out.tar.xz"
+    xz -T 0 "-${DROVER_XZ_LEVEL:-9}" >"$out.tar.xz"
   echo "$out.tar.xz: $(stat -c %s "$out.tar.xz") bytes"
 fi

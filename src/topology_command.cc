@@ -189,6 +189,11 @@ class Detection {
     }
     DROVER_CHECK(t_.nodes == 1 || t_.network.gb_per_s > 0, ExitCode::kUsage,
                  "{} hosts need --measure: what is between them cannot be read off", t_.nodes);
+    for (Topology::Link* l : {&t_.link, &t_.network}) {
+      if (l->send_gb_per_s > 0) continue;
+      l->send_latency_us = l->latency_us;
+      l->send_gb_per_s = l->gb_per_s;
+    }
     t_.tp = t_.pp = 1;
     t_.dp = 0;
     return fmt::format(

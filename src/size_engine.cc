@@ -102,7 +102,11 @@ class Sizing {
     MemoryPlan& p = sizes_.plan;
     const int64_t wanted = options_.bytes("kv-memory");
     if (!device_.gpu) {
-      // A CPU rank's weights and buffers come from the same memory; it has always been enough.
+      // A CPU rank's weights, which it unpacks to 16 bits, and buffers come from the same memory;
+      // it has always been enough.
+      p.weights = shard_weight_bytes(arch_, shard_, 0);
+      p.buffers = Decoder::buffer_bytes(arch_, shard_, device_.rows, sizes_.limits.step_tokens,
+                                        sizes_.logit_rows);
       p.kv = wanted != 0 ? static_cast<size_t>(wanted)
                          : device_.free_bytes / 5 / static_cast<size_t>(device_.local_ranks);
       return;

@@ -47,13 +47,17 @@ def test_memory_is_a_real_runs(tmp_path, here, tp, pp, dp):
                         "--samples", 0, "--max-new-tokens", 2, "--tp", tp, "--pp", pp, "--dp", dp,
                         "--threads", 1, "--report-memory", "--log-level", "info", *extra)
     pages, tokens = map(int, re.search(r"KV [\d.]+ MiB in (\d+) pages of (\d+) tokens", run.err).groups())
-    pools = [line.split()[2] for line in run.out.splitlines() if re.fullmatch(r" +\d+( +[\d.]+){3}", line)]
+    ranks = [line.split() for line in run.out.splitlines() if re.fullmatch(r" +\d+( +[\d.]+){3}", line)]
+    weights, pools = [float(r[1]) for r in ranks], [r[2] for r in ranks]
     planned, _ = plan(tmp_path, "--model", drover.MODEL, "--topology", here, "--grid", f"{tp},{pp},{dp}",
                       *ASKED, *extra)
     memory = only(planned, tp, pp)["memory"]
     assert (memory["pages"], memory["page_tokens"]) == (pages, tokens)
     stages = [f"{s['kv'] / (1 << 20):.1f}" for s in memory["bytes_of_stages"]]
     assert pools == [s for _ in range(dp) for s in stages for _ in range(tp)]
+    # Tables are taken for 16-bit ones; this model's embedding has 8.
+    planned = [s["weights"] / (1 << 20) for s in memory["bytes_of_stages"]]
+    assert [w for _ in range(dp) for w in planned for _ in range(tp)] == pytest.approx(weights, rel=0.2)
 
 
 @pytest.mark.parametrize("file,tp,pp", [(NP1, 1, 1), (TP2, 2, 1), (PP2, 1, 2)])

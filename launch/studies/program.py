@@ -57,6 +57,22 @@ def sample_count(program, dataset):
     return int(found[1]) if found else None
 
 
+def mean_prompt(program, dataset):
+    """Tokens of a prompt of the dataset, on average; None where only a run can tell."""
+    if found := re.fullmatch(r"synthetic:(\d+)x\d+(?::\d+)?", dataset):
+        return int(found[1])
+    if dataset.startswith("synthetic:"):
+        return None
+    found = re.search(r"^prompts .*mean ([\d.]+)", ask(program, "inspect", dataset,
+                                                       "--no-verify").stdout, re.M)
+    return round(float(found[1])) if found else None
+
+
+def memory_gib():
+    found = re.search(r"MemTotal: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text())
+    return int(found[1]) / (1 << 20)
+
+
 def cores():
     """As launch/mpi_env.sh counts them: the affinity, less where a container's quota is smaller."""
     count = len(os.sched_getaffinity(0))

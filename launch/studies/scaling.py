@@ -1,10 +1,11 @@
 """study.py scaling: throughput over ranks, strong or weak, with everything that explains it."""
 
-from . import files, figures, grids, page, plots, program, simulator
+from . import files, figures, grids, page, plots, program
 from .errors import ENVIRONMENT, USAGE, StudyError
 from .figures import over
 from .folder import Study, duration, say, today
 from .jobs import Job
+from .simulator import Simulator, largest_miss
 from .tables import write_runs
 
 HELP = "throughput over ranks or GPUs: runs, CSV, JSON, and a report with plots"
@@ -18,7 +19,11 @@ def add_arguments(parser):
                         "such as tp2pp1dp1 with commas")
     parser.add_argument("--kind", choices=("strong", "weak"), default="strong", help="strong: the "
                         "same work for all; weak: as many copies of the samples as ranks")
-    parser.add_argument("--topology", help="machine description for the simulator's line")
+    parser.add_argument("--topology", help="machine description for the simulator's points (CPU ranks: "
+                        "by default this host's)")
+    parser.add_argument("--calibrate", help="bench files for the simulator, with commas (default: made "
+                        "before the runs, on one rank and one pair)")
+    parser.add_argument("--no-simulate", action="store_true", help="no simulator, no calibration")
 
 
 def numbers(text, option="--ranks"):
@@ -30,16 +35,15 @@ def numbers(text, option="--ranks"):
 
 def jobs_of(args, chosen):
     """Repetition by repetition, so that a machine that drifts does so over all of them."""
-    options = args.common
-    if "threads" not in options and options.get("backend", "auto") != "cuda":
+    if "threads" not in args.common and args.common.get("backend", "auto") != "cuda":
         # The same for every number of ranks, or the ranks would not be comparable. (A GPU rank has
         # no use for it.)
-        options = options | {"threads": max(1, program.cores() // max(g.ranks for g in chosen))}
+        args.common["threads"] = max(1, program.cores() // max(g.ranks for g in chosen))
     jobs = []
     for repeat in range(1, args.repeat + 1):
         for grid in chosen:
             copies = {"copies": grid.ranks} if args.kind == "weak" else {}
-            own = options | {"tp": grid.tp, "pp": grid.pp, "dp": grid.dp} | copies
+            own = args.common | {"tp": grid.tp, "pp": grid.pp, "dp": grid.dp} | copies
             jobs.append(Job(grid.label, grid.ranks, own, repeat,
                             {"kind": args.kind, "grid": str(grid)}))
     return jobs
@@ -56,6 +60,8 @@ def main(args):
     chosen = grids.choose(args.grids, ranks, **args.shape)
     jobs = jobs_of(args, chosen)
     with Study(args, args.command_line) as study:
+        simulator = Simulator(args, study)
+        simulator.calibrate()
         outcomes = study.finish(jobs)
         rows = [figures.row_of(job, outcomes[job], study.runner.runs / job.name)
                 for job in jobs if job in outcomes]
@@ -66,7 +72,7 @@ def main(args):
             raise StudyError(worst(outcomes), "no run came to its end; see "
                              f"{study.folder}/runs/failed" if not rows else
                              f"no grid fits: {rows[0]['message']}")
-        write(study, args, rows, chosen)
+        write(study, args, rows, simulator)
         left = len(jobs) - len(outcomes)
         if left:
             say(f"{left} of {len(jobs)} runs are still to come; the report has the others")
@@ -81,11 +87,11 @@ def once_where_it_does_not_fit(rows):
     return [r for r in rows if r["exit_code"] != USAGE or r["repeat"] == 1]
 
 
-def write(study, args, rows, chosen):
+def write(study, args, rows, simulator):
     fitting = [r for r in rows if r["valid"] is not None]
     points = [Point(first, group) for first, group in figures.by_config(fitting)]
     points.sort(key=lambda p: (p.ranks, -p.speed.mean))
-    simulated = simulator.lines(args, points)
+    simulated = simulator.lines(points)
     write_runs(study.folder, rows, points=[p.json() for p in points], simulated=simulated.json())
     gallery = plots.Gallery(study.folder / "plots")
     draw(gallery, points, simulated, study.runner.runs)
@@ -191,9 +197,10 @@ def draw_speed(gallery, points, simulated):
         of = [p for p in points if shape_of(p) == shape]
         plots.points(axes, [p.ranks for p in of], [p.speed for p in of], colour, shape,
                      aside=aside(number))
-    if simulated.points:
-        axes.plot([n for n, _ in simulated.points], [v for _, v in simulated.points], ":",
-                  color=plots.INK, linewidth=1.8, label="simulator")
+    known = [p for p in best if simulated.of(p)]
+    if known:
+        axes.plot([p.ranks for p in known], [simulated.of(p) for p in known], "x:", markersize=7,
+                  color=plots.INK, linewidth=1.4, markeredgewidth=1.8, label="simulator")
     axes.set_title("Output tokens per second")
     axes.set_ylim(0, max(p.speed.high for p in points) * 1.25)
     plots.rank_axis(axes, ranks, unit_of(points))
@@ -354,7 +361,8 @@ def report(gallery, points, rows, args, simulated):
     svg = gallery.svg
     out.append(page.pair(
         page.figure(svg["throughput"], "Points are means of repeated runs, bars reach from the "
-                    "slowest to the fastest. " + simulated.words, "throughput over " + unit),
+                    "slowest to the fastest. " + page.text(simulated.words) +
+                    largest_miss(points, simulated), "throughput over " + unit),
         page.figure(svg["efficiency"], "Speed divided by ranks, against the fewest ranks' best grid "
                     "(dashed: no loss).", "efficiency over " + unit)))
     lower = []
@@ -369,7 +377,7 @@ def report(gallery, points, rows, args, simulated):
                     "timeline"),
         page.figure(svg["latency"], "The best grid for each number of ranks. " + latency_words(args),
                     "latencies")))
-    out.append("<h2>All grids</h2>" + point_table(points, base, top))
+    out.append("<h2>All grids</h2>" + point_table(points, base, top, simulated))
     if missing:
         out.append("<h2>What did not run</h2>" + page.table(
             ["grid", "ranks", "why"], [[r["grid"], r["ranks"], r["message"]] for r in missing],
@@ -393,9 +401,9 @@ def latency_words(args):
             if args.common["scenario"] == "offline" else "")
 
 
-def point_table(points, base, top):
+def point_table(points, base, top, simulated):
     head = ["grid", "ranks", "runs", "tokens/s", "speed-up", "efficiency", "steady tokens/s",
-            "ramp / steady / drain s", "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", "LoadGen"]
+            *(["simulated"] if simulated.speed else []), "ramp / steady / drain s", "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", "LoadGen"]
     lines = []
     for p in points:
         def two(*keys, digits=0):
@@ -403,6 +411,7 @@ def point_table(points, base, top):
         lines.append([p.grid, p.ranks, len(p.rows), str(p.speed),
                       f"{p.speed.mean / base.speed.mean:.2f}×",
                       f"{100 * p.efficiency(base):.0f} %", str(p.steady),
+                      *([page.number(simulated.of(p))] if simulated.speed else []),
                       two("ramp_s", "steady_s", "drain_s", digits=1),
                       two("ttft_p50_ms", "ttft_p99_ms"), two("tpot_p50_ms", "tpot_p99_ms", digits=1),
                       "valid" if p.valid else "INVALID"])

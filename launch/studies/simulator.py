@@ -1,21 +1,144 @@
-"""The simulator's line beside the measured points, where the program has a simulator."""
+"""The simulator's line beside the measured points: `drover simulate`, calibrated by `drover bench` on one
+rank and one pair of this machine, before the study's own runs."""
 
+import configparser
 import dataclasses
+import io
+import os
+import subprocess
 
-from . import program
+from . import files, program
+from .errors import StudyError
+from .folder import say
+from .jobs import LAUNCH
+
+BATCHES = "1,8,64"
+# Of the study's options, those that `simulate` takes.
+SIZES = ("model", "dataset", "scenario", "samples", "max-new-tokens", "activations", "kv", "kv-memory",
+         "max-sequences", "step-tokens", "chunk-tokens", "batching", "groups", "threads", "graphs",
+         "page-tokens", "sort", "target-qps", "ttft-ms", "tpot-ms", "gpu-memory-fraction")
+STEP = ("model", "activations", "kv", "kv-memory", "backend", "threads", "page-tokens", "graphs")
 
 
 @dataclasses.dataclass
 class Simulated:
-    points: list  # [(ranks, tokens/s)]
-    words: str    # for the caption: what the line is, or why there is none
+    speed: dict  # config -> tokens/s
+    words: str   # for the caption: what the line is, or why there is none
+
+    def of(self, point):
+        return self.speed.get(point.config)
 
     def json(self):
-        return {"points": self.points, "note": self.words}
+        return {"output_tokens_per_second": self.speed, "note": self.words}
 
 
-def lines(args, points):
-    del points
-    if not program.has_subcommand(args.program, "simulate"):
-        return Simulated([], "No simulator's line: this drover has no `simulate`.")
-    return Simulated([], "No simulator's line: not calibrated for this machine.")
+class Simulator:
+    def __init__(self, args, study):
+        self.args, self.study = args, study
+        self.folder = study.folder / "calibration"
+        self.why_not = self.missing()
+
+    def missing(self):
+        if self.args.no_simulate:
+            return "it was not asked for"
+        if not program.has_subcommand(self.args.program, "simulate"):
+            return "this drover has no `simulate`"
+        if self.args.submit and not self.args.calibrate:
+            return ("with --submit it wants bench files of the machine: --calibrate step.json,comm.json "
+                    "(drover bench step and comm --json)")
+        if self.args.common.get("backend") == "cuda" and not self.args.topology:
+            return "the machine has no description: --topology"
+        return ""
+
+    def options(self, names):
+        words = []
+        for key in names:
+            if key in self.args.common and self.args.common[key] is not True:
+                words += [f"--{key}", str(self.args.common[key])]
+        return words
+
+    def bench(self, name, ranks, words):
+        """Kept beside the runs, so that a study that goes on has the same."""
+        out = self.folder / f"{name}.json"
+        if not out.exists():
+            say(f"calibrating the simulator: drover bench {name}, ranks: {ranks}")
+            aside = out.with_suffix(".part")
+            command = [str(LAUNCH / "run.sh"), "-np", str(ranks), "--program", self.args.program, "--",
+                       "bench", name, *words, "--json", str(aside)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800,
+                                  stdin=subprocess.DEVNULL)
+            if done.returncode != 0 or not aside.exists():
+                last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                raise StudyError(done.returncode, f"drover bench {name}: {last}")
+            os.replace(aside, out)
+        return str(out)
+
+    def calibrate(self):
+        """Before the runs. What cannot be calibrated costs the line, never the study."""
+        if self.why_not or self.args.calibrate:
+            return
+        self.folder.mkdir(exist_ok=True)
+        try:
+            prompt = program.mean_prompt(self.args.program, self.args.dataset) or 128
+            new = min(int(self.args.max_new_tokens), 32)
+            self.args.calibrate = ",".join([
+                self.bench("step", 1, [*self.options(STEP), "--batches", BATCHES, "--prompt-tokens",
+                                       str(prompt), "--new-tokens", str(new)]),
+                self.bench("comm", 2, ["--seconds", "0.2", *self.options(("backend",))])])
+        except (StudyError, subprocess.TimeoutExpired) as error:
+            self.why_not = f"the calibration failed ({error})"
+
+    def topology(self):
+        """The one given, or this host: topology/cpu.ini with this machine's cores and memory, whose
+        rates give way to the calibration's."""
+        if self.args.topology:
+            return self.args.topology
+        known = configparser.ConfigParser()
+        known.read(LAUNCH.parent / "topology/cpu.ini")
+        known["host"]["cores"] = str(program.cores())
+        known["host"]["memory_gib"] = f"{program.memory_gib():.2f}"
+        known.remove_option("machine", "measured")
+        text = io.StringIO()
+        known.write(text)
+        self.folder.mkdir(exist_ok=True)
+        files.write_text(self.folder / "host.ini", text.getvalue())
+        return str(self.folder / "host.ini")
+
+    def simulate(self, point, topology):
+        first = point.first
+        out = self.folder / f"{point.config}.json"
+        words = self.options(SIZES) + [
+            "--topology", topology, "--gpus", str(point.ranks), "--grid",
+            f"{first['tp']},{first['pp']},{first['dp']}", "--calibrate", self.args.calibrate,
+            # Its answers are as long as the measured ones were.
+            "--output-tokens", str(max(1, round(point.mean("output_tokens") / point.mean("samples")))),
+            "--queries", str(round(point.mean("samples"))), "--json", str(out)]
+        done = program.ask(self.args.program, "simulate", *words)
+        if done.returncode != 0:
+            raise StudyError(done.returncode, (done.stderr.strip().splitlines() or ["?"])[-1])
+        return (files.read_json(out) or {}).get("figures", {}).get("output_tokens_per_second")
+
+    def lines(self, points):
+        if self.why_not:
+            return Simulated({}, f"No simulator's line: {self.why_not}.")
+        self.folder.mkdir(exist_ok=True)
+        speed = {}
+        try:
+            topology = self.topology()
+            for point in points:
+                speed[point.config] = self.simulate(point, topology)
+        except (StudyError, subprocess.TimeoutExpired, configparser.Error, KeyError) as error:
+            return Simulated({}, f"No simulator's line: drover simulate said: {error}.")
+        return Simulated(speed, "Crosses: drover simulate, calibrated on one rank and one pair before "
+                         "these runs.")
+
+
+def largest_miss(points, simulated):
+    """How far the simulator is off, in words; empty where there is none."""
+    misses = [(abs(simulated.of(p) / p.speed.mean - 1), p) for p in points if simulated.of(p)]
+    if not misses:
+        return ""
+    middle = sorted(m for m, _ in misses)[len(misses) // 2]
+    most, where = max(misses, key=lambda m: m[0])
+    return (f" It is {100 * middle:.0f} % off in the middle, {100 * most:.0f} % at most "
+            f"({where.ranks}: {where.grid}).")

@@ -35,6 +35,7 @@ def args(tmp_path):
     return argparse.Namespace(
         out=str(tmp_path / "study"), program=sys.executable, hostfile=None, run_minutes=1,
         submit=False, sbatch=[], ranks="1,2", grids="auto", kind="strong", repeat=2, topology=None,
+        calibrate=None, no_simulate=False,
         model="synthetic:tiny", dataset="synthetic:48x32:96", common=common, shape={"heads": (8, 8)},
         command_line="launch/study.py scaling")
 

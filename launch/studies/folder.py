@@ -159,6 +159,9 @@ def run_one(folder, name):
 def in_queue(number):
     found = subprocess.run(["squeue", "--noheader", "--jobs", number], capture_output=True,
                            text=True, check=False, timeout=60)
+    if found.returncode != 0 and "Invalid job id" not in found.stderr:
+        raise StudyError(ENVIRONMENT, "squeue does not say whether jobs are still waiting, and none is "
+                         f"to be submitted twice: {found.stderr.strip()}")
     return found.returncode == 0 and bool(found.stdout.strip())
 
 

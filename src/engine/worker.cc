@@ -103,7 +103,7 @@ void Worker::run() {
     }
     // Idle for as long as the leader likes: it is the watchdog that notices a leader that is gone.
     bool plan_there = false, step_done = false;
-    const auto waited_from = running_.empty() ? Clock::now() : Clock::time_point::max();
+    const bool idle = running_.empty();
     const auto deadline = running_.empty() ? Deadline::max() : step_deadline();
     wait_until(
         [&] {
@@ -126,8 +126,9 @@ void Worker::run() {
       tell_times(plan.step);
       continue;
     }
-    begin_times(waited_from);
-    start(plan);
+    const auto now = Clock::now();
+    begin_times(now, idle);
+    start(plan, now);
   }
   log::info("worked: {} steps, {} rows, {} sequences, {:.1f} s in steps", steps_done_, rows_done_,
             admitted_, seconds_);
@@ -145,10 +146,9 @@ Deadline Worker::step_deadline() const {
 
 // A plan with a step has come. The wait for it counts, unless it is the first: what went before the
 // first step is no part of the work.
-void Worker::begin_times(Clock::time_point waited_from) {
-  const auto now = Clock::now();
+void Worker::begin_times(Clock::time_point now, bool idle) {
   if (times_.any) {
-    if (waited_from < now) times_.plan_wait += seconds_between(waited_from, now);
+    if (idle) times_.plan_wait += seconds_between(last_end_, now);
     return;
   }
   times_ = {.any = true,
@@ -194,12 +194,12 @@ bool Worker::poll_plan() {
   return true;
 }
 
-void Worker::start(StepPlan& plan) {
+void Worker::start(StepPlan& plan, Clock::time_point now) {
   const trace::Scope scope("queue a step", {"step", static_cast<int64_t>(plan.step)});
   // Every layer ticks: one that takes an eighth of the longest step is a hang (by default 7 s).
   progress_.enter("step", std::max(1, static_cast<int>(limits_.step_seconds / 8)));
   auto running = std::make_unique<Running>();
-  running->begin = Clock::now();
+  running->begin = now;
   running->result.step = plan.step;
   // First: a slot keeps its group for good, and the last id of its old owner must not land in the
   // prompt of the next one.
@@ -248,7 +248,7 @@ void Worker::finish() {
     ++times_.steps;
     times_.device += result.seconds;
   }
-  times_.end = Clock::now();
+  times_.end = split_ ? now : Clock::now();
   times_.communication_end_ns = progress_.communication_ns;
   times_.receive_end_ns = progress_.receive_ns;
   if (!split_) times_.host += seconds_between(now, times_.end);

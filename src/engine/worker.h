@@ -79,8 +79,8 @@ class Worker {
 
   bool poll_plan();
   void tell_times(uint64_t asking);
-  void begin_times(Clock::time_point waited_from);
-  void start(StepPlan& plan);
+  void begin_times(Clock::time_point now, bool idle);
+  void start(StepPlan& plan, Clock::time_point now);
   void finish();
   Deadline step_deadline() const;
   void queue(const StepPlan& plan, Running& running);

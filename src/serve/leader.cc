@@ -105,7 +105,7 @@ struct Leader::Impl {
         flight.push_back({plan.step, deadline_in(step_seconds)});
         ++unanswered;
         ++sent;
-        note_running(r);
+        note_running(r, 0);
       }
     }
     return sent;
@@ -124,8 +124,7 @@ struct Leader::Impl {
       // A pipeline answers one after the other: the next step's time starts now.
       if (!flight.empty()) flight.front().deadline = deadline_in(step_seconds);
       scheduler.complete(r, result);
-      timeline.tokens(seconds_now(), result.tokens);
-      note_running(r);
+      note_running(r, result.tokens);
       deliver(result);
       --unanswered;
       ++taken;
@@ -133,11 +132,13 @@ struct Leader::Impl {
     return taken;
   }
 
-  void note_running(int replica) {
+  void note_running(int replica, int32_t tokens) {
+    const double now = seconds_now();
+    timeline.tokens(now, tokens);
     int32_t& mine = running[static_cast<size_t>(replica)];
     running_in_all += scheduler.running(replica) - mine;
     mine = scheduler.running(replica);
-    timeline.running(seconds_now(), running_in_all);
+    timeline.running(now, running_in_all);
   }
 
   // While idle: a plan that carries no step asks each rank, which answers to rank 0.

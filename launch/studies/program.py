@@ -68,11 +68,6 @@ def mean_prompt(program, dataset):
     return round(float(found[1])) if found else None
 
 
-def memory_gib():
-    found = re.search(r"MemTotal: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text())
-    return int(found[1]) / (1 << 20)
-
-
 def cores():
     """As launch/mpi_env.sh counts them: the affinity, less where a container's quota is smaller."""
     count = len(os.sched_getaffinity(0))

@@ -19,8 +19,8 @@ def add_arguments(parser):
                         "such as tp2pp1dp1 with commas")
     parser.add_argument("--kind", choices=("strong", "weak"), default="strong", help="strong: the "
                         "same work for all; weak: as many copies of the samples as ranks")
-    parser.add_argument("--topology", help="machine description for the simulator's points (CPU ranks: "
-                        "by default this host's)")
+    parser.add_argument("--topology", help="machine description for the simulator (default: made by "
+                        "drover topology --detect)")
     parser.add_argument("--calibrate", help="bench files for the simulator, with commas (default: made "
                         "before the runs, on one rank and one pair)")
     parser.add_argument("--no-simulate", action="store_true", help="no simulator, no calibration")

@@ -1,9 +1,7 @@
 """The simulator's line beside the measured points: `drover simulate`, calibrated by `drover bench` on one
 rank and one pair of this machine, before the study's own runs."""
 
-import configparser
 import dataclasses
-import io
 import os
 import subprocess
 
@@ -43,11 +41,9 @@ class Simulator:
             return "it was not asked for"
         if not program.has_subcommand(self.args.program, "simulate"):
             return "this drover has no `simulate`"
-        if self.args.submit and not self.args.calibrate:
-            return ("with --submit it wants bench files of the machine: --calibrate step.json,comm.json "
-                    "(drover bench step and comm --json)")
-        if self.args.common.get("backend") == "cuda" and not self.args.topology:
-            return "the machine has no description: --topology"
+        if self.args.submit and not (self.args.calibrate and self.args.topology):
+            return ("with --submit it wants files of the machine: --topology (drover topology --detect), "
+                    "--calibrate step.json,comm.json (drover bench step and comm --json)")
         return ""
 
     def options(self, names):
@@ -57,58 +53,50 @@ class Simulator:
                 words += [f"--{key}", str(self.args.common[key])]
         return words
 
-    def bench(self, name, ranks, words):
-        """Kept beside the runs, so that a study that goes on has the same."""
-        out = self.folder / f"{name}.json"
+    def measure(self, name, ranks, words, how, ending="json"):
+        """A file of `drover bench` or `drover topology`, kept beside the runs, so that a study that goes
+        on has the same."""
+        out = self.folder / f"{name}.{ending}"
         if not out.exists():
-            say(f"calibrating the simulator: drover bench {name}, ranks: {ranks}")
-            aside = out.with_suffix(".part")
+            say(f"measuring for the simulator: drover {words[0]} {words[1]}, ranks: {ranks}")
+            aside = self.folder / f"{name}.part.{ending}"
+            aside.unlink(missing_ok=True)
             command = [str(LAUNCH / "run.sh"), "-np", str(ranks), "--program", self.args.program, "--",
-                       "bench", name, *words, "--json", str(aside)]
+                       *words, how, str(aside)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800,
                                   stdin=subprocess.DEVNULL)
             if done.returncode != 0 or not aside.exists():
                 last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-                raise StudyError(done.returncode, f"drover bench {name}: {last}")
+                raise StudyError(done.returncode, f"drover {words[0]} {words[1]}: {last}")
             os.replace(aside, out)
         return str(out)
 
     def calibrate(self):
-        """Before the runs. What cannot be calibrated costs the line, never the study."""
-        if self.why_not or self.args.calibrate:
+        """Before the runs. What cannot be measured costs the simulator's points, never the study."""
+        if self.why_not:
             return
         self.folder.mkdir(exist_ok=True)
+        backend = self.options(("backend",))
         try:
-            prompt = program.mean_prompt(self.args.program, self.args.dataset) or 128
-            new = min(int(self.args.max_new_tokens), 32)
-            self.args.calibrate = ",".join([
-                self.bench("step", 1, [*self.options(STEP), "--batches", BATCHES, "--prompt-tokens",
-                                       str(prompt), "--new-tokens", str(new)]),
-                self.bench("comm", 2, ["--seconds", "0.2", *self.options(("backend",))])])
+            if not self.args.calibrate:
+                prompt = program.mean_prompt(self.args.program, self.args.dataset) or 128
+                new = min(int(self.args.max_new_tokens), 32)
+                self.args.calibrate = ",".join([
+                    self.measure("step", 1, ["bench", "step", *self.options(STEP), "--batches", BATCHES,
+                                             "--prompt-tokens", str(prompt), "--new-tokens", str(new)],
+                                 "--json"),
+                    self.measure("comm", 2, ["bench", "comm", "--seconds", "0.2", *backend], "--json")])
+            if not self.args.topology:
+                self.args.topology = self.measure("host", 1, ["topology", "--detect", *backend], "--file",
+                                                  "ini")
         except (StudyError, subprocess.TimeoutExpired) as error:
             self.why_not = f"the calibration failed ({error})"
 
-    def topology(self):
-        """The one given, or this host: topology/cpu.ini with this machine's cores and memory, whose
-        rates give way to the calibration's."""
-        if self.args.topology:
-            return self.args.topology
-        known = configparser.ConfigParser()
-        known.read(LAUNCH.parent / "topology/cpu.ini")
-        known["host"]["cores"] = str(program.cores())
-        known["host"]["memory_gib"] = f"{program.memory_gib():.2f}"
-        known.remove_option("machine", "measured")
-        text = io.StringIO()
-        known.write(text)
-        self.folder.mkdir(exist_ok=True)
-        files.write_text(self.folder / "host.ini", text.getvalue())
-        return str(self.folder / "host.ini")
-
-    def simulate(self, point, topology):
+    def simulate(self, point):
         first = point.first
         out = self.folder / f"{point.config}.json"
         words = self.options(SIZES) + [
-            "--topology", topology, "--gpus", str(point.ranks), "--grid",
+            "--topology", self.args.topology, "--gpus", str(point.ranks), "--grid",
             f"{first['tp']},{first['pp']},{first['dp']}", "--calibrate", self.args.calibrate,
             # Its answers are as long as the measured ones were.
             "--output-tokens", str(max(1, round(point.mean("output_tokens") / point.mean("samples")))),
@@ -124,10 +112,9 @@ class Simulator:
         self.folder.mkdir(exist_ok=True)
         speed = {}
         try:
-            topology = self.topology()
             for point in points:
-                speed[point.config] = self.simulate(point, topology)
-        except (StudyError, subprocess.TimeoutExpired, configparser.Error, KeyError) as error:
+                speed[point.config] = self.simulate(point)
+        except (StudyError, subprocess.TimeoutExpired) as error:
             return Simulated({}, f"No simulator's line: drover simulate said: {error}.")
         return Simulated(speed, "Crosses: drover simulate, calibrated on one rank and one pair before "
                          "these runs.")

@@ -140,17 +140,23 @@ class File {
   }
 
   void add(std::vector<Observation>& out, const std::string& what, double seconds, double sigma,
-           std::function<double(const Rates&)> predict) const {
+           std::function<double(const Rates&)> predict, int threads = 0) const {
     sane("a time", seconds, 1e-12, 1e6);
-    out.push_back({what, seconds, sigma, Origin::kMeasured, std::move(predict)});
+    out.push_back({what, seconds, sigma, Origin::kMeasured, std::move(predict), threads});
+  }
+  // Of a bench of one operation on one rank.
+  int operation_threads() const {
+    return model_.gpu ? 0 : sane("threads", json_.at("limits").at("threads").get<int>(), 1, 4096);
   }
 
   void linear(std::vector<Observation>& out) const {
     same("--activations", json_.at("activations"), model_.activations);
     for (const Json& j : json_.at("figures")) {
       const double bytes = j.at("bytes"), flops = j.at("flops");
-      add(out, "linear " + j.at("name").get<std::string>(), j.at("us").get<double>() * 1e-6, 0.1,
-          [=](const Rates& r) { return knee(bytes / r[kRead], flops / r[kFlops], r[kOverlap]); });
+      add(
+          out, "linear " + j.at("name").get<std::string>(), j.at("us").get<double>() * 1e-6, 0.1,
+          [=](const Rates& r) { return knee(bytes / r[kRead], flops / r[kFlops], r[kOverlap]); },
+          operation_threads());
     }
   }
 
@@ -159,8 +165,10 @@ class File {
       const double bytes = j.at("bytes"), flops = j.at("flops");
       const std::string name = j.at("name");
       const bool decodes = name.find(", 1 row,") != std::string::npos;
-      add(out, "attention " + name, j.at("us").get<double>() * 1e-6, 0.2,
-          [=](const Rates& r) { return decodes ? bytes / r[kCache] : flops / r[kPairs]; });
+      add(
+          out, "attention " + name, j.at("us").get<double>() * 1e-6, 0.2,
+          [=](const Rates& r) { return decodes ? bytes / r[kCache] : flops / r[kPairs]; },
+          operation_threads());
     }
   }
 
@@ -210,12 +218,6 @@ class File {
 BenchFiles read_bench_files(const std::vector<std::string>& files, const PlannedModel& model) {
   BenchFiles out;
   for (const auto& file : files) File(file, model).read(out);
-  for (const StepBenchFile& f : out.steps) {
-    DROVER_CHECK(f.threads == out.steps.front().threads, ExitCode::kUsage,
-                 "{} was measured with {} threads a rank, {} with {}: calibrate with files of one "
-                 "number of threads",
-                 f.file, f.threads, out.steps.front().file, out.steps.front().threads);
-  }
   return out;
 }
 
@@ -238,7 +240,8 @@ std::vector<Observation> step_observations(const StepBenchFile& file, const Plan
                      return decode_figures(file.grid, file.limits, costs(r), batch,
                                            file.prompt_tokens, file.new_tokens)
                          .step_seconds;
-                   }});
+                   },
+                   file.threads});
   }
   return out;
 }

@@ -44,8 +44,8 @@ struct BenchFiles {
   std::vector<std::string> devices;     // of each, as the backend describes it; may be empty
 };
 
-// Throws kBadInput for what is no file of a bench, kUsage for one of another model or of other
-// number formats, naming both.
+// Throws kBadInput for what is no file of a bench, or has sizes or rates that cannot be; kUsage for
+// one of another model or of other number formats, naming both.
 BenchFiles read_bench_files(const std::vector<std::string>& files, const PlannedModel& model);
 
 // Two observations for each batch of a step file: the rate of prompts and the time of a decode

@@ -187,14 +187,15 @@ void print_head(const Planning& planning, const Workload& w, size_t samples) {
   std::cout << fmt::format(", {} ranks; {:.1f} prompt tokens, {:.1f} new ones ({})\n",
                            planning.ranks(), w.prompt_tokens, w.output_tokens,
                            samples == 1 ? "as given" : fmt::format("means of {}", samples));
-  if (planning.observations().empty()) {
+  if (!planning.calibrated()) {
     std::cout
         << "rates: the topology file's, not calibrated (--calibrate takes drover bench's files)\n";
-  } else {
-    std::cout << fmt::format(
-        "rates: fitted to {} figures of {} files, the worst step is {:.0f} % off\n",
-        planning.observations().size(), planning.calibrated_with().size(),
-        100 * planning.calibration().worst);
+    return;
+  }
+  for (const Fitted& f : planning.fits()) {
+    std::cout << fmt::format("rates{}: fitted to {} figures, the worst step is {:.0f} % off\n",
+                             t.gpu() ? "" : fmt::format(" of {} threads a rank", f.threads),
+                             f.observations.size(), 100 * f.calibration.worst);
   }
 }
 
@@ -370,12 +371,16 @@ int plan_command(const std::vector<std::string>& arguments) {
             {"output_tokens", w.output_tokens},
             {"calibrated_with", planning.calibrated_with()},
             {"grids", Json::array()},
-            {"rates", rates_json(planning.calibration().rates)}};
+            {"rates", rates_json(planning.fits().front().calibration.rates)}};
+  // `rates` are the first fit's: the only one on GPUs, that of the fewest threads on a CPU.
   json["observations"] = Json::array();
-  for (size_t i = 0; i < planning.observations().size(); ++i) {
-    json["observations"].push_back({{"what", planning.observations()[i].what},
-                                    {"measured", planning.observations()[i].value},
-                                    {"model", planning.calibration().predicted[i]}});
+  for (const Fitted& f : planning.fits()) {
+    for (size_t i = 0; i < f.observations.size(); ++i) {
+      json["observations"].push_back({{"what", f.observations[i].what},
+                                      {"threads", f.observations[i].threads},
+                                      {"measured", f.observations[i].value},
+                                      {"model", f.calibration.predicted[i]}});
+    }
   }
   for (const Planned& p : all) json["grids"].push_back(grid_json(p));
   const bool fits = all.front().sized.problem.empty();

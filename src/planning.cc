@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <map>
 #include <sstream>
 
 #include "base/error.h"
@@ -115,24 +116,49 @@ Planning::Planning(const Options& o) : options_(o) {
                                     files.names[i], device.substr(0, device.find(',')),
                                     topology_.file, topology_.gpu_name));
   }
-  observations_ = files.operations;
-  if (!files.steps.empty()) {
-    fit_ranks_ = 0;  // the fewest: rates are least disturbed by others
-    for (const auto& f : files.steps) {
-      fit_ranks_ = fit_ranks_ == 0 ? f.grid.ranks() : std::min(fit_ranks_, f.grid.ranks());
-    }
-    fit_threads_ = files.steps.front().threads;
+  calibrate_with(files);
+}
+
+// One fit for each number of threads; figures that know of no threads (messages) help all of them.
+void Planning::calibrate_with(const BenchFiles& files) {
+  std::map<int, Fitted> by_threads;
+  for (const StepBenchFile& f : files.steps) {
+    const bool first = by_threads.count(f.threads) == 0;
+    Fitted& fit = by_threads[f.threads];
+    fit.threads = f.threads;
+    // The fewest: rates are least disturbed by others.
+    fit.ranks = first ? f.grid.ranks() : std::min(fit.ranks, f.grid.ranks());
   }
-  for (const auto& f : files.steps) {
-    const auto of_file = [this, ranks = f.grid.ranks(), threads = f.threads](const Rates& r) {
-      return scaled(r, ranks, threads);
-    };
-    for (auto& observation : step_observations(f, model_, of_file)) {
-      observations_.push_back(std::move(observation));
-    }
+  for (const Observation& o : files.operations) {
+    if (o.threads > 0 && by_threads.count(o.threads) == 0)
+      by_threads[o.threads].threads = o.threads;
   }
-  calibration_ = calibrate(guesses(fit_ranks_, fit_threads_), observations_);
-  if (observations_.empty()) calibration_.rates.misfit = 0.15;
+  if (by_threads.empty()) by_threads[1] = {};
+  for (auto& [threads, fit] : by_threads) {
+    for (const Observation& o : files.operations) {
+      if (o.threads == 0 || o.threads == threads) fit.observations.push_back(o);
+    }
+    for (const StepBenchFile& f : files.steps) {
+      if (f.threads != threads) continue;
+      const auto of_file = [this, kind = Fitted{fit.ranks, fit.threads, {}, {}},
+                            ranks = f.grid.ranks()](const Rates& r) {
+        return scaled(kind, r, ranks, kind.threads);
+      };
+      for (auto& o : step_observations(f, model_, of_file))
+        fit.observations.push_back(std::move(o));
+    }
+    fit.calibration = calibrate(guesses(fit.ranks, fit.threads), fit.observations);
+    fits_.push_back(std::move(fit));
+  }
+}
+
+const Fitted& Planning::fit_of(int threads) const {
+  const auto distance = [&](const Fitted& f) {
+    return std::abs(std::log(static_cast<double>(f.threads) / threads));
+  };
+  return *std::min_element(fits_.begin(), fits_.end(), [&](const Fitted& a, const Fitted& b) {
+    return distance(a) < distance(b);
+  });
 }
 
 Rates Planning::guesses(int local_ranks, int threads) const {
@@ -141,7 +167,7 @@ Rates Planning::guesses(int local_ranks, int threads) const {
 
 // A CPU rank's rates grow with its threads, shrink when the node's other cores are at work too, and
 // are limited by its part of the node's.
-Rates Planning::scaled(const Rates& fitted, int local_ranks, int threads) const {
+Rates Planning::scaled(const Fitted& fit, const Rates& fitted, int local_ranks, int threads) const {
   if (topology_.gpu()) return fitted;
   Rates r = fitted;
   const double cores = topology_.cores;
@@ -154,8 +180,8 @@ Rates Planning::scaled(const Rates& fitted, int local_ranks, int threads) const 
   const auto kept = [&](int ranks, int n) {
     return cores > 1 ? std::pow(fitted[kShare], (working(ranks, n) - 1) / (cores - 1)) : 1.0;
   };
-  const double threaded = mine(local_ranks, threads) / mine(fit_ranks_, fit_threads_);
-  const double share = kept(local_ranks, threads) / kept(fit_ranks_, fit_threads_);
+  const double threaded = mine(local_ranks, threads) / mine(fit.ranks, fit.threads);
+  const double share = kept(local_ranks, threads) / kept(fit.ranks, fit.threads);
   for (const RateId id : {kRead, kFlops, kCache, kPairs, kRowRate}) {
     r.value[id] *= threaded * share;
     if (threaded == 1) continue;
@@ -169,11 +195,13 @@ Rates Planning::scaled(const Rates& fitted, int local_ranks, int threads) const 
 }
 
 Rates Planning::rates(const SizedGrid& g) const {
-  return scaled(calibration_.rates, g.local_ranks, g.threads);
+  const Fitted& fit = fit_of(g.threads);
+  return scaled(fit, fit.calibration.rates, g.local_ranks, g.threads);
 }
 
 Rates Planning::rates_of(const StepBenchFile& f) const {
-  return scaled(calibration_.rates, f.grid.ranks(), f.threads);
+  const Fitted& fit = fit_of(f.threads);
+  return scaled(fit, fit.calibration.rates, f.grid.ranks(), f.threads);
 }
 
 // On a CPU there may be as many ranks as the grid asks for; GPUs are as many as there are.

@@ -27,6 +27,14 @@ struct SizedGrid {
   int local_ranks = 1, threads = 1;
 };
 
+// The rates of one kind of rank. A CPU rank's depend on its threads in ways that are not guessed
+// well: figures of each number of threads are fitted by themselves.
+struct Fitted {
+  int ranks = 1, threads = 1;  // of a node, when they were measured
+  std::vector<Observation> observations;
+  Calibration calibration;
+};
+
 class Planning {
  public:
   // Reads the topology, the model's description and the calibration. Throws Error.
@@ -35,8 +43,9 @@ class Planning {
   const Topology& topology() const { return topology_; }
   const PlannedModel& model() const { return model_; }
   int ranks() const { return ranks_; }
-  const Calibration& calibration() const { return calibration_; }
-  const std::vector<Observation>& observations() const { return observations_; }
+  // At least one; without files that is the topology's guess.
+  const std::vector<Fitted>& fits() const { return fits_; }
+  bool calibrated() const { return !names_.empty(); }
   const std::vector<std::string>& calibrated_with() const { return names_; }
 
   // Of the calibration: files of another device than the topology's.
@@ -58,17 +67,17 @@ class Planning {
 
  private:
   Grid whole_grid(Grid g) const;
-  Rates scaled(const Rates& fitted, int local_ranks, int threads) const;
+  void calibrate_with(const BenchFiles& files);
+  const Fitted& fit_of(int threads) const;
+  Rates scaled(const Fitted& fit, const Rates& fitted, int local_ranks, int threads) const;
   Rates guesses(int local_ranks, int threads) const;
 
   const Options& options_;
   Topology topology_;
   PlannedModel model_;
   int ranks_ = 0;
-  Calibration calibration_;
-  std::vector<Observation> observations_;
+  std::vector<Fitted> fits_;
   std::vector<std::string> names_, warnings_;
-  int fit_ranks_ = 1, fit_threads_ = 1;  // a CPU's: of the files that it was fitted to
 };
 
 // "tp 16 x ...: tensor-parallel slots lie on 2 nodes; sums over the network cost about 9.3 ms more

@@ -290,7 +290,7 @@ int simulate_command(const std::vector<std::string>& arguments) {
 
   std::cout << fmt::format("{}; {}, {}\n", planning.model().arch.summary(), sized.grid.text(),
                            o.text("scenario"));
-  if (planning.observations().empty() && step_ms == 0) {
+  if (!planning.calibrated() && step_ms == 0) {
     std::cout << "times: the topology file's rates, not calibrated (--calibrate)\n";
   }
   print(result, report, traffic, sized.grid);

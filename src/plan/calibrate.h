@@ -18,6 +18,7 @@ struct Observation {
   // Of an operation alone: what it tells of a rate is measured. Of whole steps: it is fitted.
   Origin origin = Origin::kFitted;
   std::function<double(const Rates&)> predict;
+  int threads = 0;  // of a CPU rank, when it was measured; 0: whatever
 };
 
 struct Calibration {

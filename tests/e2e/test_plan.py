@@ -123,6 +123,20 @@ def test_figures_of_another_gpu_are_warned_about(tmp_path):
     assert "was measured on another device (cuda: NVIDIA H100 80GB HBM3)" in out.out
 
 
+def test_each_number_of_threads_is_fitted_by_itself(tmp_path):
+    """Two ranks share two cores, one thread each; one rank has both. As measured in 2026-11-23, where a
+    second thread made small steps slower and large ones faster."""
+    one, two = (RESULTS / f"2026-11-23_xeon-avx512-amx_6cb2f4928c18_step_np1-{n}.json"
+                for n in ("1thread", "2threads"))
+    arguments = ("--model", drover.MODEL, "--topology", TOPOLOGY / "cpu.ini", *ASKED)
+    both, out = plan(tmp_path, *arguments, "--gpus", 1, "--calibrate", f"{one},{two}", "--against", two)
+    assert "of 1 threads a rank" in out.out and "of 2 threads a rank" in out.out
+    assert all(abs(a["error"]) < 0.06 for a in both["against"])
+    only_two, _ = plan(tmp_path, *arguments, "--gpus", 1, "--calibrate", two)
+    assert only(both, 1, 1)["threads"] == 2
+    assert only(both, 1, 1)["tokens_per_s"] == only(only_two, 1, 1)["tokens_per_s"]
+
+
 def test_every_grid_of_a_machine(tmp_path):
     planned, out = plan(tmp_path, *LLAMA, "--topology", TOPOLOGY / "h200_2x8.ini", *ASKED)
     grids = {(g["tp"], g["pp"], g["dp"]) for g in planned["grids"]}

@@ -26,9 +26,9 @@ figure{margin:0 0 14px;padding:14px 16px 12px}
 figure svg{display:block;width:100%;height:auto}
 figcaption{margin-top:6px}
 .box{padding:4px 0;overflow-x:auto;margin-bottom:12px}
-table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
-th,td{padding:7px 11px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--quiet);font-weight:600;font-size:13px;white-space:normal;vertical-align:bottom}
+table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
+th,td{padding:7px 9px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th{color:var(--quiet);font-weight:600;font-size:12.5px;white-space:normal;vertical-align:bottom}
 tr:last-child td{border-bottom:0}
 td.text,th.text{text-align:left}td.wrap{white-space:normal;min-width:18em}
 tr.best td{background:#eef5fc;font-weight:600}

@@ -345,7 +345,7 @@ def report(gallery, points, rows, args, simulated):
                   f"{count(fastest.ranks, unit)} over {base.ranks}{between}"),
         page.tile("Efficiency", f"{100 * fastest.efficiency(base):.0f} %", "",
                   f"of {count(fastest.ranks, unit)}" + "".join(
-                      f"; {count(p.ranks, unit)}: {100 * p.efficiency(base):.0f} %"
+                      f"; {count(p.ranks, unit)}: {100 * p.efficiency(base):.0f}\u00a0%"
                       for p in others)),
         page.tile("Steady state", f"{top.steady.mean:,.0f}" if top.steady else "–", "tokens/s",
                   "the fastest, without ramp and drain"),
@@ -402,8 +402,9 @@ def latency_words(args):
 
 
 def point_table(points, base, top, simulated):
+    invalid = [] if all(p.valid for p in points) else ["LoadGen"]
     head = ["grid", "ranks", "runs", "tokens/s", "speed-up", "efficiency", "steady tokens/s",
-            *(["simulated"] if simulated.speed else []), "ramp / steady / drain s", "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", "LoadGen"]
+            *(["simulated"] if simulated.speed else []), "ramp / steady / drain s", "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", *invalid]
     lines = []
     for p in points:
         def two(*keys, digits=0):
@@ -414,5 +415,5 @@ def point_table(points, base, top, simulated):
                       *([page.number(simulated.of(p))] if simulated.speed else []),
                       two("ramp_s", "steady_s", "drain_s", digits=1),
                       two("ttft_p50_ms", "ttft_p99_ms"), two("tpot_p50_ms", "tpot_p99_ms", digits=1),
-                      "valid" if p.valid else "INVALID"])
+                      *(["valid" if p.valid else "INVALID"] if invalid else [])])
     return page.table(head, lines, left=(0,), best=[points.index(top)])

@@ -171,16 +171,14 @@ Rates Planning::scaled(const Fitted& fit, const Rates& fitted, int local_ranks, 
   if (topology_.gpu()) return fitted;
   Rates r = fitted;
   const double cores = topology_.cores;
-  const auto mine = [&](int ranks, int n) {
-    return std::min(static_cast<double>(n), cores / ranks);
-  };
   const auto working = [&](int ranks, int n) {
     return std::min(cores, static_cast<double>(ranks) * n);
   };
   const auto kept = [&](int ranks, int n) {
     return cores > 1 ? std::pow(fitted[kShare], (working(ranks, n) - 1) / (cores - 1)) : 1.0;
   };
-  const double threaded = mine(local_ranks, threads) / mine(fit.ranks, fit.threads);
+  const double threaded =
+      cpu_speed(cores, local_ranks, threads) / cpu_speed(cores, fit.ranks, fit.threads);
   const double share = kept(local_ranks, threads) / kept(fit.ranks, fit.threads);
   for (const RateId id : {kRead, kFlops, kCache, kPairs, kRowRate}) {
     r.value[id] *= threaded * share;
@@ -188,8 +186,9 @@ Rates Planning::scaled(const Fitted& fit, const Rates& fitted, int local_ranks, 
     r.origin[id] = Origin::kGuessed;
     r.covariance[id][id] += 0.09;
   }
-  const double limit =
-      topology_.read_gb_per_s * 1e9 * mine(local_ranks, threads) / working(local_ranks, threads);
+  // The rank's part of what all cores at work can read.
+  const double part = std::min(static_cast<double>(threads), cores / local_ranks);
+  const double limit = topology_.read_gb_per_s * 1e9 * part / working(local_ranks, threads);
   r.value[kRead] = std::min(r.value[kRead], limit);
   return r;
 }

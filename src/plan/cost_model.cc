@@ -91,6 +91,11 @@ StepCost step_cost(const ShardShape& s, const StepWork& w, const Placement& plac
   return c;
 }
 
+double cpu_speed(double cores, int local_ranks, int threads) {
+  const double turns = std::min(1.0, cores / (static_cast<double>(local_ranks) * threads));
+  return std::pow(threads, 0.35) * turns;
+}
+
 namespace {
 
 class Guess {
@@ -151,8 +156,7 @@ void guess_gpu(const Topology& t, const std::string& activations, Guess& g) {
 // Shares of a core's reading and 16-bit rates: a Xeon with AMX, 2026-11-23 (tests/bench).
 void guess_cpu(const Topology& t, int local_ranks, int threads, Guess& g) {
   const double cores = g.need("host.cores", t.cores);
-  // Ranks beyond the cores take turns.
-  const double mine = std::min(static_cast<double>(threads), cores / local_ranks);
+  const double mine = cpu_speed(cores, local_ranks, threads);
   const double read = g.need("host.read_gb_per_s", t.read_gb_per_s) * 1e9 * mine / cores;
   const double dense = g.need("host.bf16_gflops", t.bf16_gflops) * 1e9 * mine / cores;
   g.set(kRead, read, 0.3);

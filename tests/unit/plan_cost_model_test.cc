@@ -180,6 +180,15 @@ TEST(Calibration, FindsTheRatesThatMadeTheFigures) {
   EXPECT_EQ(c.rates.origin[kSumLatency], prior.origin[kSumLatency]);
 }
 
+TEST(CpuSpeed, IsSharedBeyondTheCores) {
+  EXPECT_EQ(cpu_speed(4, 1, 1), 1);
+  EXPECT_EQ(cpu_speed(4, 4, 1), 1);
+  EXPECT_EQ(cpu_speed(4, 8, 1), 0.5);
+  EXPECT_NEAR(cpu_speed(4, 1, 2), 1.27, 0.01);
+  EXPECT_LT(cpu_speed(4, 1, 4), 4);
+  EXPECT_GT(cpu_speed(4, 1, 4), cpu_speed(4, 1, 2));
+}
+
 TEST(Guesses, NameWhatTheFileLacks) {
   Topology t = machine();
   t.copy_gb_per_s = 0;

@@ -173,7 +173,7 @@ def test_operations_calibrate(tmp_path):
     """What drover bench measures of one operation is taken as measured."""
     model = ("--model", "synthetic:smollm2-135m")
     files = [tmp_path / f"{kind}.json" for kind in ("linear", "attention", "comm", "step")]
-    drover.drover(1, "bench", "linear", *model, "--threads", 1, "--rows", "1,16", "--json", files[0])
+    drover.drover(1, "bench", "linear", *model, "--threads", 1, "--rows", "1,256", "--json", files[0])
     drover.drover(1, "bench", "attention", *model, "--threads", 1, "--sequences", 8, "--json", files[1])
     drover.drover(2, "bench", "comm", "--sizes", "64,18432", "--seconds", 0.02, "--json", files[2])
     drover.drover(1, "bench", "step", *model, "--threads", 1, "--batches", "1,4", "--repeat", 1,

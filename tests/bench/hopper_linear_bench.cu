@@ -169,28 +169,35 @@ struct Bench {
     return w;
   }
 
-  static std::vector<HopperVariant> variants(int64_t m, bool all) {
+  static std::vector<HopperVariant> variants(int64_t m, bool all, bool fp8) {
     std::vector<HopperVariant> v;
     for (const int tokens : {8, 16, 32})
       if (all || (m <= tokens && m > tokens / 2) || (tokens == 8 && m <= 8))
-        for (const int stages : {32, 11})
+        for (const int stages : {32, 12, 11})
           for (const int per_sm : {1, 2})
-            if (per_sm == 1 || stages == 32) v.push_back({tokens, 1, 1, per_sm, stages});
+            if (per_sm == 1 || stages == 32) v.push_back({tokens, 1, per_sm, stages});
     if (all || (m > 32 && m <= 128)) v.push_back({64});
-    if (all || m > 64)
-      for (const bool turns : {false, true})
-        for (const HopperVariant& large : {HopperVariant{128, 1, 1}, {128, 1, 2}, {96, 2, 1}}) {
-          v.push_back(large);
-          v.back().turns = turns;
-        }
+    if (all || m > 64) {
+      v.push_back({128});
+      v.push_back(fp8 ? HopperVariant{160} : HopperVariant{128, 2});
+    }
     return v;
   }
   static std::string name(const HopperVariant& v) {
     char text[64];
-    std::snprintf(text, sizeof text, "%dx%d c%d p%d%s%s%s%s", v.row_tiles * 128, v.tokens,
-                  v.cluster, v.per_sm, v.max_stages < 32 ? " s11" : "", v.turns ? " turns" : "",
+    std::snprintf(text, sizeof text, "128x%d c%d p%d%s%s%s", v.tokens, v.cluster, v.per_sm,
+                  v.max_stages == 12   ? " s12"
+                  : v.max_stages == 11 ? " s11"
+                                       : "",
                   v.split ? "" : " nosplit", v.dependent ? "" : " nopdl");
     return text;
+  }
+
+  // DROVER_BENCH_FILTER: names to keep, with commas, for runs that look into a variant.
+  static bool wanted(const HopperVariant& v) {
+    const char* filter = std::getenv("DROVER_BENCH_FILTER");
+    return filter == nullptr ||
+           ("," + std::string(filter) + ",").find("," + name(v) + ",") != std::string::npos;
   }
 
   bool check_one(int64_t n, int64_t k, int64_t m, bool fp8, bool bf16_scales, bool f32,
@@ -210,6 +217,7 @@ struct Bench {
     bool good = true;
     if (list.empty()) list.push_back(choose_hopper(w, m, work).variant);
     for (const HopperVariant& v : list) {
+      if (!wanted(v)) continue;
       const HopperConfig c = plan_hopper(w, m, work, v);
       CHECK(cudaMemsetAsync(out, 0xff, bytes + guard, stream));
       CHECK(cudaMemsetAsync(again, 0xff, bytes + guard, stream));
@@ -253,8 +261,9 @@ struct Bench {
   bool check() {
     bool good = true;
     for (const bool fp8 : {true, false}) {
+      if (!fp8 && std::getenv("DROVER_BENCH_FP8") != nullptr) break;
       // The smallest first: a hang or a wrong layout shows here.
-      for (const HopperVariant& v : variants(0, true)) {
+      for (const HopperVariant& v : variants(0, true, fp8)) {
         std::printf("%s %s\n", fp8 ? "e4m3" : "bf16", name(v).c_str());
         std::fflush(stdout);
         good = check_one(256, 128, 5, fp8, false, true, {v}) && good;
@@ -268,8 +277,8 @@ struct Bench {
       }
       for (const int64_t m : {1, 2, 3, 17, 64, 129, 1000}) {
         good = check_one(5120, 8192, m, fp8, false, true, {}) && good;
-        good = check_one(8192, 28672, m, fp8, true, false, variants(m, false)) && good;
-        good = check_one(10240, 8192, m, fp8, false, true, variants(m, false)) && good;
+        good = check_one(8192, 28672, m, fp8, true, false, variants(m, false, fp8)) && good;
+        good = check_one(10240, 8192, m, fp8, false, true, variants(m, false, fp8)) && good;
       }
     }
     return good;
@@ -348,12 +357,8 @@ struct Bench {
   void times(bool fp8, const std::vector<int64_t>& ms) {
     load(fp8, *std::max_element(ms.begin(), ms.end()));
     for (const int64_t m : ms)
-      for (HopperVariant v : variants(m, false)) {
-        // A pattern of names to keep, for runs that look into one variant.
-        const char* filter = std::getenv("DROVER_BENCH_FILTER");
-        if (filter != nullptr &&
-            ("," + std::string(filter) + ",").find("," + name(v) + ",") == std::string::npos)
-          continue;
+      for (HopperVariant v : variants(m, false, fp8)) {
+        if (!wanted(v)) continue;
         const auto one = [&](int i, int j) {
           const HopperWeights& w = layer[i % kCopies][j];
           hopper_linear(w, plan_hopper(w, m, work, v), x, x_scale, out, m, false, work, stream);

@@ -129,8 +129,7 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
   const hopper::Entry kernel = find_kernel(w.fp8, v);
   const int limit = v.per_sm == 1 ? kSharedLimit : kSharedLimitOfTwo;
   c.token_tiles = static_cast<int>((rows + v.tokens - 1) / v.tokens);
-  c.weight_tiles = w.tiles / (v.row_tiles * v.cluster);
-  if (w.tiles % (v.row_tiles * v.cluster) != 0) ++c.weight_tiles;
+  c.weight_tiles = (w.tiles + v.cluster - 1) / v.cluster;
   const int tiles = c.token_tiles * c.weight_tiles;
   c.workers = std::max(1, work.multiprocessors * v.per_sm / v.cluster);
   c.whole_tiles = tiles;
@@ -152,31 +151,37 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
     }
   }
   if (c.split_tiles == 0) c.workers = std::min(c.workers, tiles);
-  c.stages = std::min(v.max_stages, (limit - kernel.fixed_bytes) / kernel.slot_bytes);
+  c.stages = kernel.slots > 0
+                 ? kernel.slots
+                 : std::min(v.max_stages, (limit - kernel.fixed_bytes) / kernel.slot_bytes);
   c.shared_bytes = kernel.fixed_bytes + c.stages * kernel.slot_bytes;
   return c;
 }
 
-// Measured on an H100 (hopper_linear_bench). Up to 32 tokens a block takes half of the shared
-// memory, so that a launch's first weights come while the launch before still runs (M = 1 0.170 ms,
-// else 0.180); bf16 inputs want two blocks instead, to unpack in time (0.182, else 0.194).
+// Measured on an H100 (hopper_linear_bench, and a trace of decode steps). Of few tokens a block
+// takes a little more than half of the shared memory: room for a small kernel beside it, but not
+// for a second block of its own, which the first multiprocessors got where a launch came while a
+// norm still ran on another (gate_up of one row 104 us, else 83). bf16 inputs want two blocks, to
+// unpack in time (M = 1 0.182 ms, else 0.194). A tile of 160 tokens takes 1.12 times what one of
+// 128 takes.
 HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work) {
   HopperVariant v;
   v.tokens = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
-  if (v.tokens <= 32 && w.fp8) v.max_stages = 11;
+  if (v.tokens <= 32 && w.fp8) v.max_stages = v.tokens == 8 ? 12 : 11;
   if (v.tokens <= 32 && !w.fp8) v.per_sm = 2;
-  if (rows >= 1024 && w.fp8) v.turns = true;  // M = 1536: 2.84 ms, else 3.02
+  if (v.tokens == 128 && w.fp8 && (rows + 159) / 160 * 112 < (rows + 127) / 128 * 100)
+    v.tokens = 160;
   if (rows >= 1024 && !w.fp8) v.cluster = 2;  // 4.48, else 4.61
   return plan_hopper(w, rows, work, v);
 }
 
 int describe(const HopperConfig& c, char* to, size_t room) {
   const HopperVariant& v = c.variant;
-  return std::snprintf(to, room,
-                       "%dx%d cluster %d, %d a multiprocessor, %d stages, %d workers: %d whole and "
-                       "%d split tiles",
-                       128 * v.row_tiles, v.tokens, v.cluster, v.per_sm, c.stages, c.workers,
-                       c.whole_tiles, c.split_tiles);
+  return std::snprintf(
+      to, room,
+      "128x%d cluster %d, %d a multiprocessor, %d stages, %d workers: %d whole and "
+      "%d split tiles",
+      v.tokens, v.cluster, v.per_sm, c.stages, c.workers, c.whole_tiles, c.split_tiles);
 }
 
 bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in,
@@ -204,7 +209,7 @@ bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in
   a.token_tiles = c.token_tiles, a.whole_tiles = c.whole_tiles, a.split_tiles = c.split_tiles;
   a.workers = c.workers, a.stages = c.stages;
   a.policy = c.token_tiles == 1 ? kEvictFirst : kEvictNormal;
-  a.f32_out = f32_out, a.bf16_scales = w.bf16_scales, a.turns = v.turns;
+  a.f32_out = f32_out, a.bf16_scales = w.bf16_scales;
   kernel.launch(a, map, c, s);
   return true;
 }

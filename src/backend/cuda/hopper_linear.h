@@ -37,13 +37,11 @@ void hopper_repack(const RepackSource& from, int64_t row_begin, const HopperWeig
 
 // What may be tuned.
 struct HopperVariant {
-  int tokens = 0;       // a block's tokens: 8, 16, 32, 64, 128
-  int row_tiles = 1;    // a block's weight rows / 128: 1, or 2 with 128 tokens
-  int cluster = 1;      // blocks that share their tokens by multicast: 1, or 2 with 128 tokens
+  int tokens = 0;       // a block's tokens: 8, 16, 32, 64, 128, or 160 of e4m3
+  int cluster = 1;      // blocks that share their tokens by multicast: 1, or 2 (128 of bf16)
   int per_sm = 1;       // blocks a multiprocessor: 1, or 2 up to 32 tokens
   int max_stages = 32;  // of the ring
   bool split = true;    // share tiles that do not fill a wave out by columns
-  bool turns = false;   // the two warpgroups of a block issue by turns
   bool dependent =
       true;  // programmatic dependent launch: weights come before the launch before ends
 };

@@ -38,6 +38,17 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t ran
       "r"(rank)
       : "memory");
 }
+__device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\n"
@@ -158,18 +169,26 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
 #define DROVER_REGS32                                                                      \
   DROVER_REGS16 "," DROVER_R4(16, 17, 18, 19) "," DROVER_R4(20, 21, 22, 23) "," DROVER_R4( \
       24, 25, 26, 27) "," DROVER_R4(28, 29, 30, 31)
-#define DROVER_REGS48                                                                      \
-  DROVER_REGS32 "," DROVER_R4(32, 33, 34, 35) "," DROVER_R4(36, 37, 38, 39) "," DROVER_R4( \
-      40, 41, 42, 43) "," DROVER_R4(44, 45, 46, 47)
-#define DROVER_REGS64                                                                      \
-  DROVER_REGS48 "," DROVER_R4(48, 49, 50, 51) "," DROVER_R4(52, 53, 54, 55) "," DROVER_R4( \
-      56, 57, 58, 59) "," DROVER_R4(60, 61, 62, 63)
+#define DROVER_REGS64                                                                               \
+  DROVER_REGS32 "," DROVER_R4(32, 33, 34, 35) "," DROVER_R4(36, 37, 38, 39) "," DROVER_R4(          \
+      40, 41, 42,                                                                                   \
+      43) "," DROVER_R4(44, 45, 46,                                                                 \
+                        47) "," DROVER_R4(48, 49, 50,                                               \
+                                          51) "," DROVER_R4(52, 53, 54,                             \
+                                                            55) "," DROVER_R4(56, 57, 58,           \
+                                                                              59) "," DROVER_R4(60, \
+                                                                                                61, \
+                                                                                                62, \
+                                                                                                63)
+#define DROVER_REGS80                                                                      \
+  DROVER_REGS64 "," DROVER_R4(64, 65, 66, 67) "," DROVER_R4(68, 69, 70, 71) "," DROVER_R4( \
+      72, 73, 74, 75) "," DROVER_R4(76, 77, 78, 79)
 #define DROVER_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define DROVER_D8(i) DROVER_D4(i), DROVER_D4(i + 4)
 #define DROVER_D16(i) DROVER_D8(i), DROVER_D8(i + 8)
 #define DROVER_D32(i) DROVER_D16(i), DROVER_D16(i + 16)
-#define DROVER_D48(i) DROVER_D32(i), DROVER_D16(i + 32)
 #define DROVER_D64(i) DROVER_D32(i), DROVER_D32(i + 32)
+#define DROVER_D80(i) DROVER_D64(i), DROVER_D16(i + 64)
 // Operands after the COUNT sums: four of A, B's descriptor, whether to add to D.
 #define DROVER_WGMMA(N, COUNT, A0, A1, A2, A3, B, P)                                             \
   __device__ __forceinline__ void wgmma_e4m3(float(&d)[COUNT], const uint32_t* a, uint64_t b,    \
@@ -196,8 +215,8 @@ DROVER_WGMMA(8, 4, 4, 5, 6, 7, 8, 9)
 DROVER_WGMMA(16, 8, 8, 9, 10, 11, 12, 13)
 DROVER_WGMMA(32, 16, 16, 17, 18, 19, 20, 21)
 DROVER_WGMMA(64, 32, 32, 33, 34, 35, 36, 37)
-DROVER_WGMMA(96, 48, 48, 49, 50, 51, 52, 53)
 DROVER_WGMMA(128, 64, 64, 65, 66, 67, 68, 69)
+DROVER_WGMMA(160, 80, 80, 81, 82, 83, 84, 85)
 #undef DROVER_WGMMA
 
 // Four 8 x 8 matrices of 16-bit elements, each transposed; lane l gives the address of row l % 8 of

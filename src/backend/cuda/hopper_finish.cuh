@@ -1,0 +1,143 @@
+// What becomes of a tile's totals: shared tiles are summed up by who comes last, rows of the output
+// are written.
+#pragma once
+
+#include "backend/cuda/hopper_tile.cuh"
+
+namespace drover::cuda::hopper {
+
+template <typename T>
+struct Finish {
+  using Shared = typename T::Shared;
+  using Consumer = typename T::Consumer;
+
+  // Floats of a worker's partial tile: [workers, 2, blocks of the cluster, warpgroup, sums / 4,
+  // thread] float4.
+  static constexpr int kPartials = T::kCluster * 2 * T::kSums * 128;
+
+  // Leaves the sums of a shared tile in the workspace; true for the last to come, which then has
+  // the sums of all.
+  __device__ static bool add_partials(const Args& a, const Shared& sh, const Consumer& me,
+                                      int worker, uint32_t rank, const Segment& s,
+                                      float (&total)[T::kSums]) {
+    const int tile = s.tile - a.whole_tiles, units = a.split_tiles * a.blocks;
+    const int first = tile * a.blocks;
+    const auto place = [&](int w, int begin) {
+      // A worker's share begins in one tile and ends in another or the same one.
+      const int64_t slot = int64_t{w} * 2 + (begin >= first ? 0 : 1);
+      return reinterpret_cast<float4*>(a.partials + slot * kPartials +
+                                       (static_cast<int>(rank) * 2 + me.group) * T::kSums * 128) +
+             me.thread;
+    };
+    float4* to = place(worker, Walk::share(a, worker, units));
+#pragma unroll
+    for (int i = 0; i < T::kSums / 4; ++i)
+      __stcg(to + i * 128,
+             make_float4(total[4 * i], total[4 * i + 1], total[4 * i + 2], total[4 * i + 3]));
+    __threadfence();
+    named_sync(1 + me.group, 128);
+    // The first worker with a part of this tile: the last whose share begins at or before it.
+    int from = first * a.workers / units;
+    while (Walk::share(a, from + 1, units) <= first) ++from;
+    while (Walk::share(a, from, units) > first) --from;
+    int to_worker = from;
+    while (Walk::share(a, to_worker + 1, units) < first + a.blocks) ++to_worker;
+    const uint32_t flag = sh.flags + me.group * 4;
+    if (me.thread == 0) {
+      uint32_t* counter = a.counters + (tile * T::kCluster + static_cast<int>(rank)) * 2 + me.group;
+      const auto parts = static_cast<uint32_t>(to_worker - from + 1);
+      const bool last = atomicAdd(counter, 1) + 1 == parts;
+      if (last) *counter = 0;
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(flag), "r"(static_cast<int>(last)) : "memory");
+    }
+    named_sync(1 + me.group, 128);
+    const bool last = load_shared_word(flag) != 0;
+    named_sync(1 + me.group, 128);  // the flag may be written again
+    if (!last) return false;
+    __threadfence();
+    for (int w = from; w <= to_worker; ++w) {
+      const float4* at = place(w, Walk::share(a, w, units));
+#pragma unroll
+      for (int i = 0; i < T::kSums / 4; ++i) {
+        const float4 v = __ldcg(at + i * 128);
+        const float add[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          total[4 * i + j] = w == from ? add[j] : total[4 * i + j] + add[j];
+      }
+    }
+    return true;
+  }
+
+  __device__ static uint32_t pack(float a, float b) {
+    const __nv_bfloat162 r = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&r);
+  }
+
+  __device__ static void finish(const Args& a, const Shared& sh, const Consumer& me, uint32_t rank,
+                                int tile, float (&total)[T::kSums]) {
+    const int token = tile % a.token_tiles * T::kTokens;
+    const int64_t row =
+        int64_t{tile / a.token_tiles * T::kCluster + static_cast<int>(rank)} * 128 + me.group * 64;
+    if constexpr (T::kFp8) {
+#pragma unroll
+      for (int j = 0; j < T::kTokens / 8; ++j) {
+        const int t = token + j * 8 + me.lane % 4 * 2;
+        const float s0 = t < a.rows ? __ldg(a.in_scale + t) * 256.0f : 0.0f;
+        const float s1 = t + 1 < a.rows ? __ldg(a.in_scale + t + 1) * 256.0f : 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) total[4 * j + i] *= i % 2 == 0 ? s0 : s1;
+      }
+    }
+    if (a.f32_out || a.n % 8 != 0)
+      store_each(a, me, token, row, total);
+    else
+      store_rows(a, sh, me, token, row, total);
+  }
+
+  // From the registers: logits, and widths that 16 bytes do not divide.
+  __device__ static void store_each(const Args& a, const Consumer& me, int token, int64_t row,
+                                    const float (&sums)[T::kSums]) {
+#pragma unroll
+    for (int i = 0; i < T::kSums; ++i) {
+      const int t = token + i / 4 * 8 + me.lane % 4 * 2 + i % 2;
+      const int64_t r = row + me.warp * 16 + me.lane / 4 + i % 4 / 2 * 8;
+      if (t >= a.rows || r >= a.n) continue;
+      if (a.f32_out)
+        static_cast<float*>(a.out)[t * a.n + r] = sums[i];
+      else
+        static_cast<__nv_bfloat16*>(a.out)[t * a.n + r] = __float2bfloat16_rn(sums[i]);
+    }
+  }
+
+  // Through shared memory: 64 features of a token are 128 bytes.
+  __device__ static void store_rows(const Args& a, const Shared& sh, const Consumer& me, int token,
+                                    int64_t row, const float (&sums)[T::kSums]) {
+    const uint32_t buffer = sh.out + me.group * T::kOutBytes;
+#pragma unroll
+    for (int first = 0; first < T::kTokens; first += T::kOutTokens) {
+      named_sync(1 + me.group, 128);
+      const uint32_t to = buffer + me.warp * 32 + me.lane / 8 % 2 * 16;
+#pragma unroll
+      for (int j = 0; j < T::kOutTokens / 8; j += 2) {
+        const float* d = sums + (first / 8 + j) * 4;
+        if constexpr (T::kOutTokens == 8)
+          store_transposed(to + me.lane % 8 * T::kOutPitch, pack(d[0], d[1]), pack(d[2], d[3]));
+        else
+          store_transposed(to + (j * 8 + me.lane / 16 * 8 + me.lane % 8) * T::kOutPitch,
+                           pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7]));
+      }
+      named_sync(1 + me.group, 128);
+#pragma unroll
+      for (int i = me.thread; i < T::kOutTokens * 8; i += 128) {
+        const int t = token + first + i / 8;
+        const int64_t r = row + i % 8 * 8;
+        if (t < a.rows && r < a.n)
+          *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(a.out) + t * a.n + r) =
+              load_shared(buffer + i / 8 * T::kOutPitch + i % 8 * 16);
+      }
+    }
+  }
+};
+
+}  // namespace drover::cuda::hopper

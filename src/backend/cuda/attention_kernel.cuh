@@ -224,6 +224,7 @@ __global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
         int next = tile + kWarps;
         if (next >= (span + 1) * kSpanTiles) next += (parts - 1) * kSpanTiles;
         ring.pass(a, context, tile, next < tiles ? next : -1, queries, true, work);
+        __syncwarp();  // outputs may lie where all lanes have just read values
         put<D, TYPE, H>(work, Shape::outputs(memory, warp), Shape::of_vectors(memory, warp));
       }
       __syncthreads();

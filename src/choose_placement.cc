@@ -1,6 +1,9 @@
 #include "choose_placement.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
@@ -169,31 +172,39 @@ void unbind(const PlacedRank& p) {
   if (this_machine().this_host) bind_thread(p.given);
 }
 
-std::string placement_text(const PlacedRank& p) {
+namespace {
+
+// GPU, cores, NUMA nodes, NIC.
+std::array<std::string, 4> columns_of(const PlacedRank& p) {
   const Machine& m = this_machine();
   std::string gpu = "-";
   if (p.gpu) {
     const Gpu* g = m.gpu(p.mine.gpu);
     gpu = g != nullptr ? fmt::format("{} {}", g->pci, p.mine.gpu) : p.mine.gpu;
   }
-  std::string nodes;
-  for (const int n : p.mine.numa) nodes += fmt::format("{}{}", nodes.empty() ? "" : ",", n);
+  const char* how = p.mine.shared_out ? "" : p.mine.crowded ? " crowded" : " as given";
   const std::string nic =
       p.mine.nic.empty()
           ? "-"
-          : fmt::format("{}{}", p.mine.nic,
-                        p.gpu ? fmt::format(" (same {})", name_of(p.mine.nic_nearness)) : "");
-  const char* how = p.mine.shared_out ? "" : p.mine.crowded ? " crowded" : " as given";
-  return fmt::format("{:<56} {:<24} {:<6} {}", gpu,
-                     fmt::format("{} ({}{})", cpu_list(p.mine.cpus), p.mine.cores, how), nodes,
-                     nic);
+          : p.mine.nic + (p.gpu ? fmt::format(" (same {})", name_of(p.mine.nic_nearness)) : "");
+  return {gpu, fmt::format("{} ({}{})", cpu_list(p.mine.cpus), p.mine.cores, how),
+          fmt::format("{}", fmt::join(p.mine.numa, ",")), nic};
+}
+
+}  // namespace
+
+std::string placement_text(const PlacedRank& p) {
+  const auto [gpu, cores, nodes, nic] = columns_of(p);
+  return fmt::format("GPU {}, cores {}, NUMA node {}, NIC {}", gpu, cores, nodes, nic);
 }
 
 void print_placement(const PlacedRank& p, const Grid& grid, World& world, Interrupt& interrupt) {
   struct Line {
     char text[320] = {};
   } mine;
-  std::snprintf(mine.text, sizeof(mine.text), "%s", placement_text(p).c_str());
+  const auto [gpu, cores, nodes, nic] = columns_of(p);
+  const std::string text = fmt::format("{:<56} {:<24} {:<6} {}", gpu, cores, nodes, nic);
+  std::snprintf(mine.text, sizeof(mine.text), "%s", text.c_str());
   std::vector<Line> lines(static_cast<size_t>(world.size()));
   world.make_comm(interrupt, nullptr, kSeconds)
       ->all_gather(&mine, lines.data(), sizeof(mine), nullptr);

@@ -115,12 +115,8 @@ bool looks_at_host() {
 
 Finding placement_finding(const Options& o, World& world, Interrupt& interrupt) {
   const PlacedRank p = choose_placement(o, world, interrupt);
-  std::string text = placement_text(p);
-  text.erase(
-      std::unique(text.begin(), text.end(), [](char a, char b) { return a == ' ' && b == ' '; }),
-      text.end());
-  Finding f{Verdict::kOk, "placement",
-            fmt::format("rank {}: GPU, cores, NUMA, NIC: {}", world.rank(), text), ""};
+  Finding f{Verdict::kOk, "placement", fmt::format("rank {}: {}", world.rank(), placement_text(p)),
+            ""};
   if (p.gpu_shared) {
     f.verdict = Verdict::kBad;
     f.advice = "start as many ranks a host as it has GPUs";

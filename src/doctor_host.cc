@@ -83,6 +83,10 @@ Findings check_srun() {
     return {{Verdict::kWarn, "Slurm", "srun --mpi=list does not answer in 20 s",
              "the controller may be away: sinfo"}};
   }
+  if (o.code != 0) {
+    return {{job ? Verdict::kWarn : Verdict::kOk, "Slurm",
+             fmt::format("srun does not work here: {}", first_line(o.output)), ""}};
+  }
   std::set<std::string> plugins;
   std::string word;
   for (const char c : o.output + " ") {

@@ -28,7 +28,7 @@ Finding check_pmix() {
     using Version = const char* (*)();
     const auto version = reinterpret_cast<Version>(::dlsym(library, "PMIx_Get_version"));
     if (version != nullptr) client = version();
-    client = client.substr(0, client.find(','));
+    client = client.substr(0, client.find(" ("));
   }
   const char* server = std::getenv("PMIX_VERSION");
   if (std::getenv("PMIX_RANK") == nullptr) {

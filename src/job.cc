@@ -160,7 +160,7 @@ class Rank {
       warn_of_network(a);
     }
     placement_ = choose_placement(options_, world_, interrupt_);
-    log::info("rank {} on {}", world_.rank(), placement_text(placement_));
+    log::info("placed on {}", placement_text(placement_));
     bind_to_share(placement_, options_);
     choice_ = choose_backend(options_, placement_, world_);
     backend_ = choice_.backend.get();

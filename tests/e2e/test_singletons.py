@@ -54,3 +54,15 @@ def test_one_rank_that_is_meant(variables):
 def test_a_real_mpirun_is_no_singleton():
     env = {**os.environ, "SLURM_STEP_NUM_TASKS": "4"}
     assert drover.drover(2, "run", "--print-placement", env=env).code == 0
+
+
+def test_srun_without_pmix_where_open_mpi_gives_up():
+    """There Open MPI ends the process by itself before it is up; the command line is told all the same."""
+    step = {"SLURM_JOBID": "7", "SLURM_JOB_ID": "7", "SLURM_STEPID": "0", "SLURM_STEP_ID": "0",
+            "SLURM_NODELIST": "host", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_NTASKS": "2"}
+    first = drover.single(*BENCH, env={**step, "SLURM_PROCID": "0"}, check=False)
+    assert first.code == 4, first.err
+    assert "srun --mpi=pmix -n 2 " in first.err and f"-np 2 {drover.BINARY}" in first.err
+    other = drover.single(*BENCH, env={**step, "SLURM_PROCID": "1"}, check=False)
+    assert other.code == 4 and "drover:" not in other.err

@@ -40,8 +40,7 @@ void tell(const std::string& cause, ExitCode code, bool aloud) {
 }
 
 // Many worlds of one where one of many was meant. One process speaks for all.
-void refuse_singletons(const World& world) {
-  const Singletons s = find_singletons(world.size());
+void refuse(const Singletons& s) {
   if (s.processes == 0) return;
   DROVER_CHECK(s.number == 0, ExitCode::kEnvironment, "");
   DROVER_FAIL(ExitCode::kEnvironment, "{}", singletons_text(s, own_command_line()));
@@ -378,8 +377,9 @@ class Rank {
 int run_ranks(const std::function<ExitCode(World&, Interrupt&, Progress&)>& body,
               const std::function<void(bool)>& release) {
   install_signal_handlers();
+  refuse(singletons_before_mpi());
   World world;
-  refuse_singletons(world);
+  refuse(find_singletons(world.size()));
   Interrupt interrupt;
   Progress progress;
   auto watchdog = world.make_watchdog(interrupt, progress);

@@ -41,7 +41,34 @@ std::string shell_word(const std::string& word) {
   return text;
 }
 
+// Slurm's own PMI, older than PMIx: part of the library, or a component beside it.
+bool open_mpi_knows_slurms_pmi() {
+  for (const char* symbol : {"mca_pmix_s1_component", "mca_pmix_s2_component"}) {
+    if (::dlsym(RTLD_DEFAULT, symbol) != nullptr) return true;
+  }
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(
+           std::filesystem::path(mpi_library()).parent_path(), error)) {
+    if (!entry.path().filename().string().starts_with("openmpi")) continue;
+    for (const auto& file : std::filesystem::recursive_directory_iterator(entry.path(), error)) {
+      const auto name = file.path().filename();
+      if (name == "mca_pmix_s1.so" || name == "mca_pmix_s2.so") return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
+
+Singletons singletons_before_mpi() {
+  const Singletons s = find_singletons(1);
+  const bool pmix = std::getenv("PMIX_RANK") != nullptr || std::getenv("PMIX_NAMESPACE") != nullptr;
+  if (s.launcher != "srun" || pmix || !mpi_version().starts_with("Open MPI") ||
+      open_mpi_knows_slurms_pmi()) {
+    return {};
+  }
+  return s;
+}
 
 Singletons find_singletons(int world_size) {
   const auto found = [&](const char* size, const char* rank, const char* launcher) {

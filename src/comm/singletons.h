@@ -14,6 +14,10 @@ struct Singletons {
 // From the launcher's variables. `world_size` is MPI's.
 Singletons find_singletons(int world_size);
 
+// The same before MPI starts, where it is certain: an Open MPI that knows PMIx only, started by
+// srun without it, would end the process by itself.
+Singletons singletons_before_mpi();
+
 // What is wrong and the command lines that would do. `command`: the program and its arguments.
 std::string singletons_text(const Singletons& s, const std::string& command);
 // This process's own command line, quoted for a shell.

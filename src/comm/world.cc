@@ -3,15 +3,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 
 #include "comm/gpu_comm.h"
 #include "comm/mpi_check.h"
 #include "comm/mpi_comm.h"
-#include "comm/singletons.h"
 #include "comm/watchdog.h"
 
 namespace drover {
@@ -68,32 +64,12 @@ void await(MPI_Request& request, const Interrupt& interrupt, double seconds, con
       deadline_in(seconds), interrupt, what);
 }
 
-// Open MPI ends the process by itself, with code 1, where a launcher gave it no peers to find.
-std::atomic<bool> mpi_is_starting{false};
-
-void tell_why_mpi_did_not_start() {
-  if (!mpi_is_starting) return;
-  const Singletons s = find_singletons(1);
-  if (s.number == 0) {
-    const std::string why =
-        s.processes > 0 ? singletons_text(s, own_command_line())
-                        : "MPI could not start: start drover with the mpirun of the MPI it was "
-                          "built with";
-    std::fprintf(stderr, "drover: %s\n", why.c_str());
-  }
-  std::fflush(nullptr);
-  std::_Exit(static_cast<int>(ExitCode::kEnvironment));
-}
-
 }  // namespace
 
 World::World() : impl_(std::make_unique<Impl>()) {
   prepare_nccl_environment();  // while there is no other thread that could read it
   int provided = 0;
-  std::atexit(tell_why_mpi_did_not_start);
-  mpi_is_starting = true;
   const int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
-  mpi_is_starting = false;
   DROVER_CHECK(
       code == MPI_SUCCESS, ExitCode::kEnvironment,
       "MPI could not start (code {}): start drover with the mpirun of the MPI it was built "

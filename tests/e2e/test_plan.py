@@ -260,6 +260,20 @@ def test_simulation_of_an_offline_run_on_a_gpu(tmp_path):
     assert figures["ttft_ms"]["p50"] == pytest.approx(measured["ttft_ms"]["p50"], rel=0.1)
 
 
+@pytest.mark.parametrize("grid,ranks,name", [("1,1,1", 1, "np1"), ("1,1,2", 2, "np2_dp2"), ("1,2,1", 2, "np2_pp2")])
+def test_offline_runs_on_two_gpus_from_one(tmp_path, grid, ranks, name):
+    of = "2026-11-25_h100_7b7bac1"
+    measured = json.loads((RESULTS / f"{of}_offline_70b_1500_{name}.json").read_text())
+    got, _ = simulate(tmp_path, "--gpus", ranks, "--grid", grid, "--dataset", "synthetic:openorca:1500",
+                      "--calibrate", RESULTS / f"{of}_step_70b_np1.json")
+    figures = got["figures"]
+    assert figures["output_tokens"] == measured["output_tokens"]
+    for of_run, simulated in ((measured["output_tokens_per_second"], figures["output_tokens_per_second"]),
+                              (measured["ttft_ms"]["p50"], figures["ttft_ms"]["p50"]),
+                              (measured["tpot_ms"]["p99"], figures["tpot_ms"]["p99"])):
+        assert simulated == pytest.approx(of_run, rel=0.1)
+
+
 def test_simulation_repeats_itself(tmp_path):
     arguments = ("--grid", "2,1,4", "--dataset", "synthetic:openorca:200", "--scenario", "server",
                  "--target-qps", 40, "--stragglers", "2:1.5", "--seed", 3)

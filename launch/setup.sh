@@ -11,7 +11,7 @@ usage: launch/setup.sh [--download-only | --offline] [--no-system] [--python-onl
   --offline        use build/cache only; also chosen by itself when the cache is complete
   --no-system      do not look at system packages
   --python-only    the Python environment for data/, nothing else
-  --tests          also what the tests need (pytest)
+  --tests          also what the tests need (pytest), and use where it is there (slurm-wlm, munge, iproute2)
 Settings: DROVER_BUILD_DIR (default build), DROVER_PYTHON (default: the first python3 that will do).
 TEXT
 }
@@ -85,6 +85,16 @@ set_up_system() {
     tell_missing
     fail "load or install these, then run launch/setup.sh again"
   fi
+}
+
+# A Slurm and several hosts for the tests: nothing of it is started or set up (RUNLEVEL says so to Debian).
+set_up_test_wishes() {
+  local row packages=()
+  for row in "${test_wishes[@]}"; do command -v "${row% *}" >/dev/null || packages+=("${row#* }"); done
+  if [[ ${#packages[@]} -eq 0 || $mode == offline ]] || ! can_apt; then return 0; fi
+  say "installing ${packages[*]} for the tests"
+  RUNLEVEL=1 quietly apt_install "${packages[@]}" ||
+    say "${packages[*]}: not installed (see $log); the tests that want them will be skipped"
 }
 
 hash_of() { sha256sum "$1" | cut -d ' ' -f 1; }
@@ -185,6 +195,7 @@ Try: module load python, apt-get install python3-venv, or name one: DROVER_PYTHO
 
 began=$SECONDS
 if [[ $system -eq 1 ]]; then set_up_system; fi
+if [[ $system -eq 1 && $tests -eq 1 ]]; then set_up_test_wishes; fi
 set_up_python
 if [[ $assets -eq 1 ]]; then
   set_up_downloads

@@ -23,6 +23,10 @@ needs=(
 # shellcheck disable=SC2034  # setup.sh reads it
 wishes=(ccache)
 
+# Program and Debian package of what the tests use where it is there; they are skipped where it is not.
+# shellcheck disable=SC2034
+test_wishes=("sbatch slurm-wlm" "munged munge" "ip iproute2")
+
 # Folders a module or a user may have put headers into: X_ROOT, X_DIR, X_HOME, EBROOTX, CMAKE_PREFIX_PATH.
 include_folders() {  # names
   local name variable

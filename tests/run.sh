@@ -6,7 +6,7 @@ usage() {
   cat <<'TEXT'
 usage: tests/run.sh [--slow] [--label LABEL] [--preset release|dev|cuda|asan|tsan] [-- ctest's options]
   --slow         the tests labelled slow, too
-  --label LABEL  only these: fast, mpi, e2e, gpu, slow (a regular expression)
+  --label LABEL  only these: fast, mpi, e2e, slurm, gpu, slow (a regular expression)
 The results as JUnit: build/PRESET/junit.xml.
 TEXT
 }

@@ -59,7 +59,7 @@ def check_stopped(out, job):
     return len(done)
 
 
-@pytest.mark.parametrize("to", ["mpirun", "rank 0", "rank 1"])
+@pytest.mark.parametrize("to", ["mpirun", "rank 1"])
 def test_a_warning_ends_at_a_safe_point(tmp_path, whole, to):
     out = tmp_path / "out"
     with Job(tmp_path / "job", 2, "run", *ACCURACY, "--out", out) as job:

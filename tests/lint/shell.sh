@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 command -v shellcheck >/dev/null || { echo "skipped: no shellcheck here"; exit 77; }
-mapfile -t files < <(find launch slurm tests .ci -type f \( -name '*.sh' -o -path .ci/run \) | sort)
+mapfile -t files < <(find launch slurm tests .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run \) | sort)
 exec shellcheck -x "${files[@]}"

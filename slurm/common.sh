@@ -158,17 +158,16 @@ run_attempt() {  # base ranks drover's options…
   if [[ $warned -eq 1 && $code -eq 5 && $mode == *accuracy* ]]; then go_on "$known"; fi
 }
 
-# Sends the ranks' signals on: Slurm warns the batch script (--signal=B:USR1@…), srun tells the ranks.
+# Sends signals on: Slurm warns the batch script (--signal=B:USR1@…), run.sh and srun tell the ranks.
 launch() {  # ranks drover's arguments…
-  local ranks=$1 child
+  local ranks=$1 child last
   shift
   warned=0
   trap 'warned=1; kill -USR1 "$child" 2>/dev/null' USR1
   trap 'kill -TERM "$child" 2>/dev/null' TERM
-  local flags=(--mpi=pmix --kill-on-bad-exit=1 --ntasks="$ranks" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
-  flags+=(--cpu-bind=none)
-  if ((gpus > 0)); then flags+=(--gpu-bind=none); fi
-  srun "${flags[@]}" "$program" "$@" &
+  # srun does not take it from sbatch by itself.
+  export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+  "$root/launch/run.sh" -np "$ranks" --launcher srun --program "$program" -- "$@" &
   child=$!
   while true; do
     wait "$child"
@@ -176,10 +175,8 @@ launch() {  # ranks drover's arguments…
     kill -0 "$child" 2>/dev/null || break
   done
   wait "$child" 2>/dev/null
-  local last=$?
+  last=$?
   if ((last != 127)); then code=$last; fi
-  # A rank that a signal ended is a lost peer.
-  if ((code > 128)); then code=6; fi
   trap - USR1 TERM
 }
 

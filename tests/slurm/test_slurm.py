@@ -78,6 +78,8 @@ def test_a_run_with_gpus(slurm, long_job, tmp_path):
     assert "--ntasks-per-node=2" in job.asked and "--gpus-per-node=2" in job.asked
     assert job.end() == ("COMPLETED", 0), job.text()
     assert "gpu:2" in str(slurm.job(job.number))
+    for flag in ("srun --mpi=pmix", "--kill-on-bad-exit=1", "--gpu-bind=none"):
+        assert flag in job.text(), job.text()
     assert job.result()["valid"] is True and job.result()["grid"] == "tp 2 x pp 1 x dp 1"
 
 

@@ -9,6 +9,10 @@ complain() { echo "$script: $2" >&2; exit "$1"; }
 find_root() {
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   program=${DROVER_BIN:-$root/build/release/drover}
+  # An installed tree or a bundle.
+  if [[ -z ${DROVER_BIN:-} && ! -x $program && -x $root/../../bin/drover ]]; then
+    program=$(realpath "$root/../../bin/drover")
+  fi
   [[ -x $program ]] || complain 4 "no drover at $program: batch scripts never build; build it on the login node (tests/run.sh or launch/demo.sh does), or name one with DROVER_BIN"
 }
 

@@ -110,9 +110,15 @@ class Cluster:
         assert p.returncode == 0, f"{' '.join(command)}: {p.stdout}{p.stderr}"
 
     def stop(self):
+        """Ends the daemons, and waits for it: their folder goes next."""
         for name in ("slurmd.pid", "slurmctld.pid", "munge/pid"):
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int((self.folder / name).read_text()), signal.SIGTERM)
+                pid = int((self.folder / name).read_text())
+                os.kill(pid, signal.SIGTERM)
+                deadline = time.monotonic() + 10
+                while time.monotonic() < deadline:  # until there is no such process
+                    os.kill(pid, 0)
+                    time.sleep(0.05)
 
     def run(self, *command, check=True, timeout=60, env=None, cwd=None):
         return subprocess.run([str(c) for c in command], check=check, capture_output=True, text=True,

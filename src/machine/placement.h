@@ -3,12 +3,10 @@
 //
 // Promises:
 //   - a rank's cores are among those it was given, and are all of them unless other ranks were
-//   given
-//     the very same ones: then they share them, no core twice, GPU ranks those near their GPU;
+//     given the very same: then they share them, no core twice, GPU ranks those near their GPU;
 //   - ranks that are more than the cores they were given are left where they are;
-//   - a rank's GPU is one that it sees; ranks that see the same GPUs take different ones,
-//   neighbours
-//     by rank those with the best link between them.
+//   - a rank's GPU is one that it sees; ranks that see the same GPUs take different ones, and
+//     neighbours by rank those with the best link between them.
 #pragma once
 
 #include <string>

@@ -3,21 +3,19 @@
 //
 //   step = linears + output + attention + rows + overhead + sums
 //
-//   linears    layers * knee(B / read, 2 n W / flops)         W weights of a layer in B bytes, n
-//   rows output     knee(Bo / read, 2 m Wo / flops)                last stage; m rows that sample
-//   attention  layers * (C k / cache + 4 P q / pairs)         C positions that decoding rows read,
-//                k bytes of a position; P pairs of a prompt's row and a position it sees, q query
-//                features of this rank
-//   rows       layers * n r / row_rate                        r bytes of norms, rotation,
-//   activation overhead   layers * per_layer + per_step                  launches, and what does
-//   not shrink sums       (2 layers + 1 on the first stage) * sum(n h)   h bytes of a row of the
-//   hidden size
+//   linears    layers * knee(B / read, 2 n W / flops)      n rows; W weights of a layer in B bytes
+//   output     knee(Bo / read, 2 m Wo / flops)             last stage; m rows that sample
+//   attention  layers * (C k / cache + 4 P q / pairs)      C positions that decoding rows read, k
+//              bytes of a position; P pairs of a prompt's row and a position it sees, q query
+//              features of this rank
+//   rows       layers * n r / row_rate                     r bytes of norms, rotation, activation
+//   overhead   layers * per_layer + per_step               launches, and what does not shrink
+//   sums       (2 layers + 1 on the first stage) * sum(n h)     h bytes of a row of the hidden size
 //
 //   knee(a, b) = (a^p + b^p)^(1/p): memory and arithmetic overlap, but not where both are busy
 //   sum(S)     = latency * log2(t) + 2 (t - 1) / t * S / rate over t ranks of a node (a tree for
-//   the
-//                latency, a ring for the bytes: nccl-tests' PERFORMANCE.md has the ring's factor);
-//                over several nodes the same again between them, by every rank's network port
+//                the latency, a ring for the bytes: nccl-tests' PERFORMANCE.md has the ring's
+//                factor); over several nodes the same again between them, by every rank's port
 //   send(S)    = latency + S / rate
 //
 // A pipeline's round, in which each of g groups passes all stages, takes

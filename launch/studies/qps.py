@@ -15,6 +15,7 @@ PROBE_QUERIES = 459
 # MLPerf Inference: a run lasts ten minutes at least, and goes over the whole set.
 FULL_SECONDS, FULL_QUERIES = 600, 24576
 OFFLINE_SLACK = 1.1  # LoadGen issues so much more than target_qps times the duration
+FASTER_THAN_OFFLINE = 1.5  # a short Offline run is mostly ramp and drain
 MOST_PROBES = 24
 STEPS_DOWN = 4
 
@@ -85,11 +86,15 @@ class Search:
         say(f"  {'valid' if row['valid'] else 'not valid: ' + brief(row)}")
         return row["valid"]
 
-    def highest(self, start):
-        """Doubles or halves until a valid rate has an invalid one above, then halves the gap."""
+    def highest(self, start, most=math.inf):
+        """Doubles or halves until a valid rate has an invalid one above, then halves the gap. What is
+        above `most` is taken as not valid: a probe may be over before its queue has grown."""
         low, high, rate = None, None, rounded(start)
         for _ in range(MOST_PROBES):
-            if self.probe(rate):
+            if rate > most and low:
+                say(f"  {rate:g} queries/s is not tried: Offline is slower, so its queue would only grow")
+                high = rate
+            elif self.probe(rate):
                 low = rate
             else:
                 high = rate
@@ -169,7 +174,7 @@ def main(args):
                 f" samples, which last about {duration(OFFLINE_SLACK * rate * FULL_SECONDS / steady)} "
                 f"(at least {duration(FULL_SECONDS)} are wanted)")
         else:
-            rate = search.highest(args.start or whole / 2)
+            rate = search.highest(args.start or whole / 2, FASTER_THAN_OFFLINE * max(whole, steady))
             rate, row = search.confirm(rate)
         write(study, args, search, rate, row)
     return 0

@@ -111,7 +111,7 @@ def test_actions_on_one_core_are_few(tmp_path):
 
 
 def test_qps_finds_a_rate_and_keeps_it(tmp_path):
-    """A limit no machine misses at few queries a second, and none keeps at very many."""
+    """A limit no machine misses at few queries a second; at many it is missed, or Offline is slower."""
     out = tmp_path / "qps"
     words = ("qps", "--model", "synthetic:tiny", "--dataset", "synthetic:8x8:32", "--max-new-tokens", 8,
              "--scenario", "server", "--within", 1, "--out", out, "--", "--ttft-ms", 400,
@@ -123,7 +123,8 @@ def test_qps_finds_a_rate_and_keeps_it(tmp_path):
     runs = json.loads((out / "results.json").read_text())["runs"]
     confirmed = [r for r in runs if r["kind"] == "confirm"][-1]
     assert confirmed["valid"] and confirmed["target_qps"] == rate
-    assert any(r["kind"] == "probe" and not r["valid"] and r["target_qps"] > rate for r in runs)
+    assert "is not tried: Offline is slower" in told or any(
+        r["kind"] == "probe" and not r["valid"] and r["target_qps"] > rate for r in runs)
     assert "confirmed by a short run only" in conf
     made = len(list(out.glob("runs/*/outcome.json")))
     study(*words)

@@ -12,7 +12,7 @@ import drover
 from failing import INVALID, LOST_PEER, journal
 from netns import Hosts
 
-ACCURACY = ("--model", "synthetic:tiny", "--dataset", "synthetic:32x64:400", "--demo", "--threads", 1,
+ACCURACY = ("--model", "synthetic:tiny", "--demo", "--threads", 1,
             "--warmup", 1, "--max-sequences", 4, "--mode", "accuracy", "--pp", 2, "--progress", "no")
 
 
@@ -26,9 +26,11 @@ def hosts(tmp_path_factory):
 
 
 class Running:
-    def __init__(self, hosts, out, *more):
+    # Many samples where the run must not end before it is ended.
+    def __init__(self, hosts, out, *more, samples=400):
         command = [drover.ROOT / "launch/run.sh", "-np", 2, "--hostfile", hosts.hostfile, "--program",
-                   drover.BINARY, "--", "run", *ACCURACY, *more, "--out", out]
+                   drover.BINARY, "--", "run", *ACCURACY, "--dataset", f"synthetic:32x64:{samples}", *more,
+                   "--out", out]
         self.out = out
         self.process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True,
                                         stdin=subprocess.DEVNULL, env={**os.environ, **hosts.environment})
@@ -66,7 +68,7 @@ def test_a_run_is_warned_and_goes_on(tmp_path, hosts):
 
 
 def test_terminated_with_time_to_write(tmp_path, hosts):
-    run = Running(hosts, tmp_path / "out")
+    run = Running(hosts, tmp_path / "out", samples=20000)
     run.under_way()
     run.process.send_signal(signal.SIGTERM)
     code, err = run.end()
@@ -78,7 +80,7 @@ def test_terminated_with_time_to_write(tmp_path, hosts):
 def test_a_rank_on_another_host_dies(tmp_path, hosts):
     """Over TCP Open MPI itself ends whoever talks to the lost rank, perhaps before a result is written:
     what is finished is in the journal all the same."""
-    run = Running(hosts, tmp_path / "out")
+    run = Running(hosts, tmp_path / "out", samples=20000)
     run.under_way()
     begin = time.monotonic()
     os.kill(hosts.pids(1, "drover")[0], signal.SIGKILL)

@@ -1,5 +1,6 @@
 """What batch chooses, which rows actions has, what qps tells beforehand."""
 
+import math
 import types
 
 import pytest
@@ -117,3 +118,9 @@ def test_qps_search_ends_just_below_the_limit(start):
 def test_qps_search_gives_up_where_nothing_is_valid():
     with pytest.raises(Exception, match="no rate down to"):
         qps.Search.highest(Server(0.0), 10.0)
+
+
+def test_qps_search_does_not_believe_a_rate_faster_than_offline():
+    server = Server(math.inf)
+    found = qps.Search.highest(server, 6.0, most=20.0)
+    assert 19.0 < found <= 20.0 and max(server.asked) == found

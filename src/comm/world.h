@@ -84,8 +84,8 @@ class Mailbox {
 //     progress for longer than its phase allows; a worker raises it when rank 0 is silent;
 //   - an interrupt raised anywhere reaches rank 0 and from there everybody, with its first cause;
 //   - SIGUSR1 on any rank reaches rank 0, which asks the interrupt's owner to stop; a second one,
-//   two
-//     seconds later or more, raises it (kInvalidResult, as does the first while nobody heeds it);
+//     two seconds later or more, raises it (kInvalidResult, as does the first while nobody heeds
+//     it);
 //   - a process whose threads do not come to leave() soon after an interrupt is ended from here.
 class Watchdog {
  public:
@@ -114,7 +114,7 @@ void abort_all_nccl(double seconds = 1) noexcept;
 std::string nccl_async_error() noexcept;
 
 // SIGTERM and SIGINT make the watchdog raise kLostPeer (or kEnvironment for SIGINT); SIGUSR1:
-// above.
+// see Watchdog.
 void install_signal_handlers();
 
 }  // namespace drover

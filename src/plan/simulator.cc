@@ -212,19 +212,7 @@ class Simulation {
     out_.busy = stages / (out_.seconds * in_.costs.stages * in_.grid.dp);
     out_.virtual_leader_busy /= out_.seconds;
     for (const double seconds : load_) out_.busiest_second = std::max(out_.busiest_second, seconds);
-    for (int r = 0; r < in_.grid.dp; ++r) {
-      const SchedulerCounters& c = scheduler_.counters(r);
-      out_.counters.steps += c.steps;
-      out_.counters.plan_rows += c.plan_rows;
-      out_.counters.prefill_rows += c.prefill_rows;
-      out_.counters.decode_rows += c.decode_rows;
-      out_.counters.recomputed_rows += c.recomputed_rows;
-      out_.counters.preemptions += c.preemptions;
-      out_.counters.admitted += c.admitted;
-      out_.counters.finished += c.finished;
-      out_.counters.peak_running = std::max(out_.counters.peak_running, c.peak_running);
-      out_.counters.peak_pages = std::max(out_.counters.peak_pages, c.peak_pages);
-    }
+    out_.counters = scheduler_.counters();
     return std::move(out_);
   }
 

@@ -134,6 +134,23 @@ int32_t Scheduler::free_pages(int replica) const {
 int32_t Scheduler::running(int replica) const {
   return replicas_[static_cast<size_t>(replica)]->scheduler.running();
 }
+SchedulerCounters Scheduler::counters() const {
+  SchedulerCounters sum;
+  for (const auto& r : replicas_) {
+    const SchedulerCounters& c = r->scheduler.counters();
+    sum.steps += c.steps;
+    sum.plan_rows += c.plan_rows;
+    sum.prefill_rows += c.prefill_rows;
+    sum.decode_rows += c.decode_rows;
+    sum.recomputed_rows += c.recomputed_rows;
+    sum.preemptions += c.preemptions;
+    sum.admitted += c.admitted;
+    sum.finished += c.finished;
+    sum.peak_running = std::max(sum.peak_running, c.peak_running);
+    sum.peak_pages = std::max(sum.peak_pages, c.peak_pages);
+  }
+  return sum;
+}
 void Scheduler::reset_counters() {
   for (auto& r : replicas_) r->scheduler.reset_counters();
 }

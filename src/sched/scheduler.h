@@ -85,7 +85,8 @@ class Scheduler {
   int32_t free_pages(int replica) const;
   int32_t running(int replica) const;  // sequences that have a slot
   const SchedulerCounters& counters(int replica) const;
-  void reset_counters();  // of all replicas, to zero
+  SchedulerCounters counters() const;  // of all replicas: sums, and the largest peaks
+  void reset_counters();               // of all replicas, to zero
 
  private:
   struct Replica;

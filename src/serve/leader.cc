@@ -306,23 +306,7 @@ void Leader::stop() {
   impl_->thread.join();
 }
 
-SchedulerCounters Leader::counters() const {
-  SchedulerCounters sum;
-  for (int r = 0; r < impl_->grid.dp; ++r) {
-    const auto& c = impl_->scheduler.counters(r);
-    sum.steps += c.steps;
-    sum.plan_rows += c.plan_rows;
-    sum.prefill_rows += c.prefill_rows;
-    sum.decode_rows += c.decode_rows;
-    sum.recomputed_rows += c.recomputed_rows;
-    sum.preemptions += c.preemptions;
-    sum.admitted += c.admitted;
-    sum.finished += c.finished;
-    sum.peak_running = std::max(sum.peak_running, c.peak_running);
-    sum.peak_pages = std::max(sum.peak_pages, c.peak_pages);
-  }
-  return sum;
-}
+SchedulerCounters Leader::counters() const { return impl_->scheduler.counters(); }
 
 Timeline Leader::timeline() const { return impl_->timeline; }
 

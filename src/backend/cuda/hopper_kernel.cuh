@@ -42,8 +42,8 @@
 // |terms| at K = 8192; with bf16 inputs 1e-7.
 //
 // What limits large M (hopper_rounds.cuh): tensor cores work 62 % of the time (ncu, M = 1024, 128
-// tokens). Two warpgroups that do nothing but wgmma from registers reach 100 %; with 64 additions a
-// block 81 %, with unpacking 76 % (a kernel of that alone). Did not pay: 256 rows a block, clusters
+// tokens). Two warpgroups that do nothing but wgmma from registers reach 100 %, with 64 additions a
+// block 81 % (a kernel of that alone). Did not pay: 256 rows a block, clusters
 // and issuing by turns for e4m3; sums of 64 tokens by turns, so that a warpgroup's wgmmas run under
 // its own additions (2.04 to 2.24 ms at M = 1024, where all else took 1.97 to 2.1); 192 tokens that
 // way (spills). Lost much: 128 x 256 tiles, whose totals spill; an arrival with .release.cluster,

@@ -38,6 +38,7 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t ran
       "r"(rank)
       : "memory");
 }
+// Whether it has come, without a wait: asked early, so that the answer is there when it is needed.
 __device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
@@ -148,13 +149,6 @@ __device__ __forceinline__ void pin(uint32_t (&d)[COUNT]) {
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
-template <int COUNT>
-__device__ __forceinline__ void pin(uint4 (&d)[COUNT]) {
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i)
-    asm volatile("" : "+r"(d[i].x), "+r"(d[i].y), "+r"(d[i].z), "+r"(d[i].w)::"memory");
-}
-
 // B: rows of 128 bytes, swizzled by 128 bytes, in groups of 8 rows (1,024 bytes, aligned to that).
 // The k steps of 32 bytes are 2 apart in the descriptor.
 __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {

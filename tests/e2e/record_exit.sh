@@ -6,15 +6,10 @@ shift
 rank=${OMPI_COMM_WORLD_RANK:-0}
 "$@" &
 child=$!
-# mpirun's signals go to the whole group: the program answers them, this only waits. Only what bash
-# itself can do from here on: other programs would be ended.
-trap : TERM INT USR1
+# mpirun's signals go to the whole group: the program answers them, this only waits. Ignored, not
+# caught: a caught one ends a wait, with its own number for the program's code.
+trap '' TERM INT USR1
 echo "$child" >"$directory/pid.$rank"
-while
-  wait "$child"
-  kill -0 "$child" 2>/dev/null
-do :; done
-# A signal may have come in the moment of the end: bash still knows how it was.
 wait "$child"
 code=$?
 echo "$code $EPOCHREALTIME" >"$directory/exit.$rank"

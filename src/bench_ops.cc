@@ -76,7 +76,7 @@ class OpBench {
   }
 
   // `call(i)` is made again and again; i chooses among what rotates.
-  void measure(OpFigure f, int rotation, const std::function<void(int)>& call) {
+  OpFigure measure(OpFigure f, int rotation, const std::function<void(int)>& call) {
     const int calls = std::max(rotation, 8) / rotation * rotation;
     const uint64_t key = ++keys_;
     const auto burst = [&] {
@@ -103,16 +103,21 @@ class OpBench {
     f.seconds = windows[kWindows / 2];
     f.seconds_min = windows.front();
     f.seconds_max = windows.back();
+    return f;
+  }
+
+  void report(const OpFigure& f) {
     print(f);
-    figures_.push_back(
-        {{"name", f.name},
-         {"us", 1e6 * f.seconds},
-         {"us_min", 1e6 * f.seconds_min},
-         {"us_max", 1e6 * f.seconds_max},
-         {"bytes", f.bytes},
-         {"flops", f.flops},
-         {"share_of_copy", f.bytes / f.seconds / limits.read_bytes_per_s},
-         {"share_of_16_bit_linear", f.flops / f.seconds / limits.linear_flops_per_s}});
+    figures_.push_back(json_of(f));
+  }
+  // Beside what the vendor's library takes for the same.
+  void report(const OpFigure& f, const OpFigure& library) {
+    report(f);
+    print(library);
+    const double ratio = library.seconds / f.seconds;
+    std::cout << fmt::format("{:<36} {:>10.3f}x as fast as the library\n", "", ratio) << std::flush;
+    figures_.back()["library"] = json_of(library);
+    figures_.back()["times_as_fast_as_library"] = ratio;
   }
 
   ExitCode end(const std::string& kind, const std::string& command_line) const {
@@ -144,6 +149,16 @@ class OpBench {
         limits.read_bytes_per_s / 1e9, limits.linear_flops_per_s / 1e12, limits.linear_size, "",
         "us", "GB/s", "of copy", "TFLOP/s", "of linear");
   }
+  Json json_of(const OpFigure& f) const {
+    return {{"name", f.name},
+            {"us", 1e6 * f.seconds},
+            {"us_min", 1e6 * f.seconds_min},
+            {"us_max", 1e6 * f.seconds_max},
+            {"bytes", f.bytes},
+            {"flops", f.flops},
+            {"share_of_copy", f.bytes / f.seconds / limits.read_bytes_per_s},
+            {"share_of_16_bit_linear", f.flops / f.seconds / limits.linear_flops_per_s}};
+  }
   void print(const OpFigure& f) const {
     std::cout << fmt::format("{:<36} {:>11.2f} {:>9.0f} {:>7.1f}% {:>10.2f} {:>9.1f}%\n", f.name,
                              1e6 * f.seconds, f.bytes / f.seconds / 1e9,
@@ -160,29 +175,25 @@ class OpBench {
   Json figures_ = Json::array();
 };
 
-// The four linears of the model's layers, as a rank of --tp slots has them.
-void linears(OpBench& bench) {
-  const Options& o = bench.options;
-  Backend& backend = bench.backend();
+constexpr const char* kLinears[] = {"qkv", "o", "gate_up", "down"};
+struct LinearsOfLayer {
+  std::unique_ptr<Linear> part[4];
+};
+
+// The four linears of a layer, as a rank of --tp slots has them: of layers enough that none stays
+// in a cache of up to 100 MB.
+std::vector<LinearsOfLayer> load_linears(const Options& o, Backend& backend) {
   const auto source = open_weights(o.text("model"), "");
   if (backend.makes_weights()) source->allow_recipes();
   const Architecture& a = source->architecture();
   const auto tp = static_cast<int>(o.integer("tp", 1, 1024));
   check_grid(a, tp, 1, source->group());
   const Shard shard = make_shard(a, tp, 0, 1, 0, source->group());
-  const auto rows = numbers_of(o, "rows");
-  const int64_t most = backend.padded_rows(*std::max_element(rows.begin(), rows.end()));
-
-  // Layers enough that none stays in a cache of up to 100 MB.
-  std::vector<LayerWeights> host;
   size_t bytes = 0;
-  struct Layer {
-    std::unique_ptr<Linear> part[4];
-  };
-  std::vector<Layer> layers;
+  std::vector<LinearsOfLayer> layers;
   for (int i = 0; i < a.layers && (bytes < (size_t{2} << 30) || i < 2); ++i) {
     const LayerWeights w = read_layer(*source, shard, i);
-    Layer l;
+    LinearsOfLayer l;
     l.part[0] = backend.load_linear(w.qkv);
     l.part[1] = backend.load_linear({&w.o, 1});
     l.part[2] = backend.load_linear(w.gate_up);
@@ -190,52 +201,111 @@ void linears(OpBench& bench) {
     for (const auto& p : l.part) bytes += p->bytes;
     layers.push_back(std::move(l));
   }
-  const int64_t widest = std::max<int64_t>(a.hidden, shard.intermediate.size());
-  const auto in = bench.activations(most * widest);
-  const DeviceArray<std::byte> coded(
-      backend, static_cast<size_t>(most * widest) * dtype_bytes(backend.activation_dtype()),
-      "a bench");
-  const DeviceArray<float> scale(backend, static_cast<size_t>(most), "a bench");
-  int64_t out_features = 0;
-  for (const auto& p : layers[0].part) out_features = std::max(out_features, p->rows);
-  const DeviceArray<std::byte> out(backend, static_cast<size_t>(most * out_features) * 4,
-                                   "a bench");
-  const char* const names[] = {"qkv", "o", "gate_up", "down"};
-  for (const int n : rows) {
-    for (int part = 0; part < 4; ++part) {
-      const Linear& first = *layers[0].part[part];
-      const LinearInput input{first.quantized_input ? coded.data() : in.data(),
-                              first.quantized_input ? scale.data() : nullptr};
-      if (first.quantized_input) {
-        // Codes as a layer's norm writes them.
-        std::vector<float> ones(static_cast<size_t>(first.cols), 1.0f);
-        const DeviceArray<float> weight(backend, ones.size(), "a bench");
-        weight.upload(ones);
-        backend.norm({.residual = in.data(),
-                      .weight = weight.data(),
-                      .out = input,
-                      .rows = n,
-                      .features = first.cols,
-                      .epsilon = 1e-5f,
-                      .out_rows = n},
-                     backend.stream());
-        backend.wait(backend.record(backend.stream()), deadline_in(60), Interrupt());
+  return layers;
+}
+
+// Each linear at each number of rows, beside the library's FP8 where the device has it.
+class LinearBench {
+ public:
+  explicit LinearBench(OpBench& bench)
+      : bench_(bench),
+        backend_(bench.backend()),
+        rows_(numbers_of(bench.options, "rows")),
+        layers_(load_linears(bench.options, backend_)) {
+    // The library's goes in sixteens.
+    most_ = backend_.padded_rows((*std::max_element(rows_.begin(), rows_.end()) + 15) / 16 * 16);
+    int64_t widest = 0, out_features = 0;
+    for (const auto& p : layers_[0].part) {
+      widest = std::max(widest, p->cols);
+      out_features = std::max(out_features, p->rows);
+    }
+    in_ = bench.activations(most_ * widest);
+    coded_ = {backend_, static_cast<size_t>(most_ * widest) * element(), "a bench"};
+    scale_ = {backend_, static_cast<size_t>(most_), "a bench"};
+    out_ = {backend_, static_cast<size_t>(most_ * out_features) * 4, "a bench"};
+    for (size_t i = 0; i < 4; ++i) load_library(i);
+  }
+
+  void run() {
+    for (const int n : rows_) {
+      for (size_t part = 0; part < 4; ++part) {
+        std::vector<const Linear*> ours, library;
+        for (const auto& l : layers_) ours.push_back(l.part[part].get());
+        for (const auto& l : library_[part]) library.push_back(l.get());
+        const OpFigure f = measure(
+            fmt::format("{} {} x {}, {} rows", kLinears[part], ours[0]->rows, ours[0]->cols, n),
+            ours, n);
+        if (library.empty()) {
+          bench_.report(f);
+        } else {
+          bench_.report(f, measure("  cuBLASLt FP8, a scale a row", library, n));
+        }
       }
-      const double element = first.quantized_input ? 1 : dtype_bytes(backend.activation_dtype());
-      bench.measure(
-          {.name = fmt::format("{} {} x {}, {} rows", names[part], first.rows, first.cols, n),
-           .bytes = static_cast<double>(first.bytes) +
-                    n * element * static_cast<double>(first.cols) +
-                    n * static_cast<double>(dtype_bytes(backend.activation_dtype())) *
-                        static_cast<double>(first.rows),
-           .flops = 2.0 * n * static_cast<double>(first.rows) * static_cast<double>(first.cols)},
-          static_cast<int>(layers.size()), [&](int i) {
-            backend.linear(*layers[static_cast<size_t>(i)].part[part], input, out.data(), n, false,
-                           backend.stream());
-          });
     }
   }
-}
+
+ private:
+  size_t element() const { return dtype_bytes(backend_.activation_dtype()); }
+
+  // As many copies as no cache holds.
+  void load_library(size_t part) {
+    const Linear& ours = *layers_[0].part[part];
+    auto& list = library_[part];
+    size_t bytes = 0;
+    while (list.size() < layers_.size() && (bytes < (size_t{400} << 20) || list.size() < 2)) {
+      auto l = backend_.library_linear(ours.rows, ours.cols);
+      if (!l) return;
+      bytes += l->bytes;
+      list.push_back(std::move(l));
+    }
+  }
+
+  // Codes as a layer's norm writes them.
+  void quantize(int64_t rows, int64_t cols) {
+    std::vector<float> ones(static_cast<size_t>(cols), 1.0f);
+    const DeviceArray<float> weight(backend_, ones.size(), "a bench");
+    weight.upload(ones);
+    backend_.norm({.residual = in_.data(),
+                   .weight = weight.data(),
+                   .out = {coded_.data(), scale_.data()},
+                   .rows = rows,
+                   .features = cols,
+                   .epsilon = 1e-5f,
+                   .out_rows = rows},
+                  backend_.stream());
+    backend_.wait(backend_.record(backend_.stream()), deadline_in(60), Interrupt());
+  }
+
+  OpFigure measure(const std::string& name, const std::vector<const Linear*>& copies, int n) {
+    const Linear& first = *copies[0];
+    LinearInput input{in_.data(), nullptr};
+    if (first.quantized_input) {
+      quantize(n, first.cols);
+      input = {coded_.data(), scale_.data()};
+    }
+    const double in_bytes = first.quantized_input ? 1 : static_cast<double>(element());
+    const auto rows = static_cast<double>(first.rows), cols = static_cast<double>(first.cols);
+    return bench_.measure({.name = name,
+                           .bytes = static_cast<double>(first.bytes) + n * in_bytes * cols +
+                                    n * static_cast<double>(element()) * rows,
+                           .flops = 2.0 * n * rows * cols},
+                          static_cast<int>(copies.size()), [&](int i) {
+                            backend_.linear(*copies[static_cast<size_t>(i)], input, out_.data(), n,
+                                            false, backend_.stream());
+                          });
+  }
+
+  OpBench& bench_;
+  Backend& backend_;
+  std::vector<int> rows_;
+  std::vector<LinearsOfLayer> layers_;
+  std::vector<std::unique_ptr<Linear>> library_[4];
+  int64_t most_ = 0;
+  DeviceArray<std::byte> in_, coded_, out_;
+  DeviceArray<float> scale_;
+};
+
+void linears(OpBench& bench) { LinearBench(bench).run(); }
 
 // Attention of one layer: --sequences of --context tokens each, the last --rows of them in this
 // step.
@@ -329,18 +399,19 @@ void attention(OpBench& bench) {
               static_cast<size_t>(a.head_size) * dtype_bytes(backend.activation_dtype()),
           "a bench");
       const double cached = static_cast<double>(KvCache::page_bytes(shape, 1)) / page;
-      bench.measure({.name = fmt::format("{} x {} tokens, {} row{}, {}", sequences, context, rows,
-                                         rows == 1 ? "" : "s", o.text("kv")),
-                     .bytes = cached * context * sequences,
-                     .flops = 4.0 * pairs * heads * a.head_size},
-                    static_cast<int>(layers), [&](int i) {
-                      backend.attention({.qkv = qkv.data(),
-                                         .out = {out.data()},
-                                         .heads = heads,
-                                         .shape = shape,
-                                         .cache = cache.layer(static_cast<size_t>(i))},
-                                        step, backend.stream());
-                    });
+      bench.report(
+          bench.measure({.name = fmt::format("{} x {} tokens, {} row{}, {}", sequences, context,
+                                             rows, rows == 1 ? "" : "s", o.text("kv")),
+                         .bytes = cached * context * sequences,
+                         .flops = 4.0 * pairs * heads * a.head_size},
+                        static_cast<int>(layers), [&](int i) {
+                          backend.attention({.qkv = qkv.data(),
+                                             .out = {out.data()},
+                                             .heads = heads,
+                                             .shape = shape,
+                                             .cache = cache.layer(static_cast<size_t>(i))},
+                                            step, backend.stream());
+                        }));
       backend.forget_replays();
     }
   }

@@ -148,6 +148,10 @@ class Backend {
   virtual std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) = 0;
   virtual std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) = 0;
   virtual void loaded() = 0;  // frees what only loading needs
+  // A layer of this shape as the vendor's library runs it in FP8, a yardstick for load_linear's:
+  // random weights in e4m3 with a scale a row, inputs in e4m3. Its linear() reads and writes up to
+  // the next multiple of 16 rows, and writes no f32. Null where the library has none.
+  virtual std::unique_ptr<Linear> library_linear(int64_t rows, int64_t cols) = 0;
 
   // out[r, :] = table[tokens[row_slot[r], row_position[r]] - vocab_begin], or zeros when the token
   // is not in this shard (the shards' sum is the embedding).  tokens [slots, max_tokens].

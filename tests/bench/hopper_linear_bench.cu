@@ -15,10 +15,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "backend/cuda/hopper_linear.h"
+#include "backend/cuda/library_fp8.h"
 
 namespace {
 
@@ -401,20 +403,14 @@ struct Bench {
     free_all();
   }
 
-#define LT(call)                                                   \
-  do {                                                             \
-    const cublasStatus_t s_ = (call);                              \
-    if (s_ != CUBLAS_STATUS_SUCCESS) {                             \
-      std::printf("%s: %s\n", #call, cublasLtGetStatusString(s_)); \
-      return;                                                      \
-    }                                                              \
-  } while (false)
   // FP8 weights and inputs with a scale a row of either, bf16 out.
   void library(const std::vector<int64_t>& ms, double sustain_s) {
     cublasLtHandle_t handle;
-    LT(cublasLtCreate(&handle));
+    if (cublasLtCreate(&handle) != CUBLAS_STATUS_SUCCESS)
+      return void(std::printf("cuBLASLt does not start\n"));
     const int64_t most = *std::max_element(ms.begin(), ms.end());
     constexpr int kSets = 2;
+    constexpr size_t kRoom = size_t{64} << 20;
     void* w[kSets][4];
     for (auto& set : w)
       for (int j = 0; j < 4; ++j) {
@@ -426,53 +422,27 @@ struct Bench {
     void* in = alloc(static_cast<size_t>(most) * 28672);
     auto* scale = static_cast<float*>(alloc(size_t{65536} * 4));
     void* to = alloc(static_cast<size_t>(most) * 57344 * 2);
-    void* room = alloc(size_t{64} << 20);
+    void* room = alloc(kRoom);
     make_x<<<2048, 256, 0, stream>>>(in, scale, static_cast<size_t>(most) * 28672, 28672, true, 9);
     std::vector<float> ones(65536, 0.01f);
     CHECK(cudaStreamSynchronize(stream));
     CHECK(cudaMemcpy(scale, ones.data(), ones.size() * 4, cudaMemcpyHostToDevice));
     for (const int64_t m : ms) {
       if (m % 16 != 0) continue;
-      cublasLtMatmulDesc_t operation[4];
-      cublasLtMatrixLayout_t a[4], b[4], d[4];
-      cublasLtMatmulHeuristicResult_t choice[4];
+      std::unique_ptr<LibraryFp8> way[4];
       for (int j = 0; j < 4; ++j) {
-        const auto n = static_cast<uint64_t>(kLayer[j].n), k = static_cast<uint64_t>(kLayer[j].k);
-        LT(cublasLtMatmulDescCreate(&operation[j], CUBLAS_COMPUTE_32F, CUDA_R_32F));
-        const cublasOperation_t transposed = CUBLAS_OP_T;
-        LT(cublasLtMatmulDescSetAttribute(operation[j], CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                          sizeof transposed));
-        const cublasLtMatmulMatrixScale_t rows = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
-        for (const auto which :
-             {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE})
-          LT(cublasLtMatmulDescSetAttribute(operation[j], which, &rows, sizeof rows));
-        for (const auto which :
-             {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER})
-          LT(cublasLtMatmulDescSetAttribute(operation[j], which, &scale, sizeof scale));
-        LT(cublasLtMatrixLayoutCreate(&a[j], CUDA_R_8F_E4M3, k, n, kLayer[j].k));
-        LT(cublasLtMatrixLayoutCreate(&b[j], CUDA_R_8F_E4M3, k, static_cast<uint64_t>(m),
-                                      kLayer[j].k));
-        LT(cublasLtMatrixLayoutCreate(&d[j], CUDA_R_16BF, n, static_cast<uint64_t>(m),
-                                      kLayer[j].n));
-        cublasLtMatmulPreference_t preference;
-        LT(cublasLtMatmulPreferenceCreate(&preference));
-        const size_t bytes = size_t{64} << 20;
-        LT(cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
-        int found = 0;
-        LT(cublasLtMatmulAlgoGetHeuristic(handle, operation[j], a[j], b[j], d[j], d[j], preference,
-                                          1, &choice[j], &found));
-        cublasLtMatmulPreferenceDestroy(preference);
-        if (found == 0) return void(std::printf("cuBLASLt: no way\n"));
+        way[j] = LibraryFp8::make(handle, kLayer[j].n, kLayer[j].k, m, kRoom);
+        if (!way[j]) return void(std::printf("cuBLASLt: no way\n"));
       }
-      const float one = 1, zero = 0;
       const double t = time(
           kSets * 2,
           [&](int i) {
-            for (int j = 0; j < 4; ++j)
-              LT(cublasLtMatmul(handle, operation[j], &one, w[i % kSets][j], a[j], in, b[j], &zero,
-                                to, d[j], to, d[j], &choice[j].algo, room, size_t{64} << 20,
-                                stream));
+            for (int j = 0; j < 4; ++j) {
+              const cublasStatus_t s =
+                  way[j]->run(w[i % kSets][j], scale, in, scale, to, room, stream);
+              if (s != CUBLAS_STATUS_SUCCESS)
+                std::printf("cuBLASLt: %s\n", cublasLtGetStatusString(s)), std::exit(1);
+            }
           },
           sustain_s);
       report(sustain_s > 0 ? "cuBLASLt FP8 sustained" : "cuBLASLt FP8", m, t);
@@ -480,6 +450,7 @@ struct Bench {
       std::fflush(stdout);
     }
     free_all();
+    cublasLtDestroy(handle);
   }
 };
 

@@ -65,3 +65,15 @@ def test_communicator(tmp_path):
 def test_a_communicator_of_one():
     outcome = drover.drover(1, "bench", "comm", check=False)
     assert outcome.code == 2 and "nothing to measure" in outcome.err
+
+
+def test_linears(tmp_path):
+    file = tmp_path / "linear.json"
+    out = drover.drover(1, "bench", "linear", "--model", "synthetic:tiny", "--backend", "cpu", "--rows",
+                        "1,5", "--threads", 1, "--json", file).out
+    figures = json.loads(file.read_text())["figures"]
+    assert [f["name"].split()[0] for f in figures] == ["qkv", "o", "gate_up", "down"] * 2
+    for f in figures:
+        assert 0 < f["us_min"] <= f["us"] <= f["us_max"] and f["flops"] > 0
+        assert "library" not in f  # a CPU has no other to be held against
+    assert "library" not in out

@@ -86,6 +86,7 @@ class CpuBackend : public Backend {
   }
   std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
   void loaded() override {}
+  std::unique_ptr<Linear> library_linear(int64_t, int64_t) override { return nullptr; }
   void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
              const StepRows& step, void* out, Stream) override;
   void norm(const Norm& a, Stream) override;

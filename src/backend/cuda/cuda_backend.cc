@@ -147,6 +147,9 @@ class CudaBackend : public Backend {
   }
   std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
   void loaded() override { linears_.loaded(); }
+  std::unique_ptr<Linear> library_linear(int64_t rows, int64_t cols) override {
+    return linears_.library(rows, cols);
+  }
 
   void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
              const StepRows& step, void* out, Stream s) override {

@@ -1,9 +1,11 @@
 #include "backend/cuda/linear.h"
 
 #include <algorithm>
+#include <random>
 
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/hopper_linear.h"
+#include "base/formats.h"
 
 #define DROVER_CUBLAS(call)                                                 \
   do {                                                                      \
@@ -34,6 +36,11 @@ class QuantizedLinear : public Linear {
 class FloatLinear : public Linear {
  public:
   DeviceBytes weights;  // bf16 [rows, cols]
+};
+
+class LibraryLinear : public Linear {
+ public:
+  DeviceBytes weights, scales;  // e4m3 [rows, cols], f32 [rows]
 };
 
 bool quantized(const WeightTensor& w) {
@@ -101,6 +108,7 @@ LinearEngine::LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_
 
 LinearEngine::~LinearEngine() {
   plans_.clear();
+  library_plans_.clear();
   cublasLtDestroy(handle_);
 }
 
@@ -273,12 +281,57 @@ void LinearEngine::run(const Linear& linear, const LinearInput& in, void* out, i
     run_quantized(*q, in, out, rows, f32_out);
     return;
   }
+  if (dynamic_cast<const LibraryLinear*>(&linear) != nullptr) {
+    DROVER_CHECK(!f32_out, ExitCode::kInternal, "the library's FP8 linear writes bf16");
+    run_library(linear, in, out, rows);
+    return;
+  }
   const auto& f = static_cast<const FloatLinear&>(linear);
   const Plan& p = plan(f.rows, f.cols, rows, f32_out);
   const float one = 1, zero = 0;
   DROVER_CUBLAS(cublasLtMatmul(handle_, p.operation, &one, f.weights.get(), p.w, in.data, p.in,
                                &zero, out, p.out, out, p.out, &p.choice.algo, lt_workspace_.get(),
                                kLtWorkspace, stream_));
+}
+
+LibraryFp8* LinearEngine::library_plan(int64_t n, int64_t k, int64_t rows) {
+  auto [at, fresh] = library_plans_.try_emplace({n, k, rows});
+  if (fresh) at->second = LibraryFp8::make(handle_, n, k, rows, kLtWorkspace);
+  return at->second.get();
+}
+
+std::unique_ptr<Linear> LinearEngine::library(int64_t rows, int64_t cols) {
+  if (compute_capability_major_ != 9 || rows % 16 != 0 || cols % 16 != 0) return nullptr;
+  if (library_plan(rows, cols, 16) == nullptr) return nullptr;
+  auto l = std::make_unique<LibraryLinear>();
+  l->rows = rows, l->cols = cols, l->quantized_input = true;
+  l->weights = DeviceBytes(static_cast<size_t>(rows * cols), "the library's weights", stream_);
+  l->scales = DeviceBytes(static_cast<size_t>(rows) * 4, "the library's scales", stream_);
+  l->bytes = static_cast<size_t>(rows * (cols + 4));
+  l->memory = {{l->weights.get(), static_cast<size_t>(rows * cols)},
+               {l->scales.get(), static_cast<size_t>(rows) * 4}};
+  // Bell-shaped, with a row's largest near e4m3's: the chip's power depends on the bits.
+  RandomMatrix m{.seed = 7, .rows = rows, .cols = cols, .all_cols = cols, .bits = 8};
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal(0, 110);
+  for (uint32_t& code : m.table) code = fp8_from_float(normal(random));
+  make_random(m, l->weights.get(), stream_);
+  DROVER_CUDA_LAUNCHED("the library's weights");
+  const std::vector<float> scales(static_cast<size_t>(rows), 0x1p-13f);
+  DROVER_CUDA(cudaMemcpyAsync(l->scales.get(), scales.data(), scales.size() * 4,
+                              cudaMemcpyHostToDevice, stream_));
+  DROVER_CUDA(cudaStreamSynchronize(stream_));
+  return l;
+}
+
+void LinearEngine::run_library(const Linear& linear, const LinearInput& in, void* out,
+                               int64_t rows) {
+  const auto& l = static_cast<const LibraryLinear&>(linear);
+  LibraryFp8* p = library_plan(l.rows, l.cols, LibraryFp8::padded(rows));
+  DROVER_CHECK(p != nullptr, ExitCode::kEnvironment,
+               "cuBLASLt has no FP8 way for {} rows of a {} x {} layer", rows, l.rows, l.cols);
+  DROVER_CUBLAS(p->run(l.weights.get(), static_cast<const float*>(l.scales.get()), in.data,
+                       in.scale, out, lt_workspace_.get(), stream_));
 }
 
 void LinearEngine::run_quantized(const Linear& linear, const LinearInput& in, void* out,

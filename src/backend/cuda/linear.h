@@ -15,6 +15,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/device_weights.h"
 #include "backend/cuda/kernels.h"
+#include "backend/cuda/library_fp8.h"
 
 namespace drover::cuda {
 
@@ -49,6 +50,8 @@ class LinearEngine {
   LinearEngine& operator=(const LinearEngine&) = delete;
 
   std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);
+  // Backend::library_linear.
+  std::unique_ptr<Linear> library(int64_t rows, int64_t cols);
   WeightUploader& uploads() { return uploads_; }
   // Frees what only loading needs.
   void loaded() { uploads_.release(); }
@@ -61,7 +64,9 @@ class LinearEngine {
   std::unique_ptr<Linear> load_quantized(std::span<const WeightTensor> parts, int64_t rows);
   std::unique_ptr<Linear> load_float(std::span<const WeightTensor> parts, int64_t rows);
   void run_quantized(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out);
+  void run_library(const Linear& w, const LinearInput& in, void* out, int64_t rows);
   const Plan& plan(int64_t n, int64_t k, int64_t rows, bool f32_out);
+  LibraryFp8* library_plan(int64_t n, int64_t k, int64_t rows);  // null: there is no way
 
   Workspace work_;
   cudaStream_t stream_;
@@ -77,6 +82,7 @@ class LinearEngine {
   DeviceBytes lt_workspace_;
   // Heuristics are asked once for each shape and kept.
   std::map<std::tuple<int64_t, int64_t, int64_t, bool>, std::unique_ptr<Plan>> plans_;
+  std::map<std::tuple<int64_t, int64_t, int64_t>, std::unique_ptr<LibraryFp8>> library_plans_;
 };
 
 }  // namespace drover::cuda

@@ -1,0 +1,54 @@
+"""What only GPUs measure: energy, and linears beside the library's."""
+
+import json
+
+import pytest
+
+import drover
+
+pytestmark = pytest.mark.gpus(1)
+
+
+def check(energy, tokens):
+    assert energy["devices"] == 1
+    assert 20 < energy["mean_watts"] < 2000 and "NVML" in energy["measured_by"]
+    assert energy["joules_per_output_token"] == pytest.approx(energy["joules"] / tokens)
+
+
+def test_energy_of_a_run(tmp_path):
+    out = tmp_path / "out"
+    # Some seconds: the counter moves ten times a second.
+    drover.drover(1, "run", "--backend", "cuda", "--model", drover.MODEL, "--dataset",
+                  "synthetic:512x64:256", "--scenario", "offline", "--mode", "performance", "--demo",
+                  "--max-new-tokens", 256, "--out", out)
+    result = json.loads((out / "result.json").read_text())
+    if "energy" not in result:
+        pytest.skip("this GPU does not count its energy")
+    check(result["energy"], result["output_tokens"])
+
+
+def test_two_ranks_of_one_gpu_count_it_once(tmp_path):
+    file = tmp_path / "bench.json"
+    drover.drover(2, "bench", "step", "--backend", "cuda", "--share-gpu", "--dp", 2, "--model",
+                  drover.MODEL, "--prompt-tokens", 32, "--new-tokens", 256, "--repeat", 2,
+                  "--batches", "4,8", "--json", file)
+    for figure in json.loads(file.read_text())["figures"]:
+        if "energy" not in figure:
+            pytest.skip("this GPU does not count its energy")
+        check(figure["energy"], 2 * 256 * figure["batch"])
+
+
+def test_linears_beside_the_library(tmp_path):
+    file = tmp_path / "linear.json"
+    text = drover.drover(1, "bench", "linear", "--backend", "cuda", "--model", "synthetic:llama2-70b",
+                         "--tp", 8, "--rows", "1,100", "--json", file).out
+    bench = json.loads(file.read_text())
+    assert len(bench["figures"]) == 8
+    if ", sm_90," not in bench["environment"]["versions"]["backend"]:
+        pytest.skip("cuBLASLt scales e4m3 by rows on Hopper only")
+    for figure in bench["figures"]:
+        ratio = figure["library"]["us"] / figure["us"]
+        assert figure["times_as_fast_as_library"] == pytest.approx(ratio)
+        # Of the same shape, so neither is ten times the other.
+        assert 0.1 < ratio < 10 and figure["library"]["flops"] == figure["flops"]
+    assert text.count("as fast as the library") == 8

@@ -41,6 +41,10 @@ def head_lines(result):
         ("time to first token", latency(speed.get("ttft_ms"))),
         ("time per output token", latency(speed.get("tpot_ms"))),
     ]
+    if energy := speed.get("energy"):
+        each = energy.get("joules_per_output_token")
+        rows.insert(-2, ("energy", f"{number(energy['joules'], ' J')}, {number(energy['mean_watts'], ' W')}"
+                         + (f", {number(each, ' J', 3)} an output token" if each else "")))
     if scenario.lower() == "offline":
         rows.append(("", "(latencies are drover's own: Offline has no limit on them)"))
     if "unverified" in result:

@@ -127,6 +127,24 @@ double median(std::vector<double> values) {
   return (values[(n - 1) / 2] + values[n / 2]) / 2;
 }
 
+// What each rank's device used in all passes. A pass of whom one is not known makes all unknown.
+struct EnergySum {
+  std::vector<RankTimes> ranks;
+  bool begun = false;
+  void add(const std::vector<RankTimes>& more) {
+    if (!begun) {
+      begun = true, ranks = more;
+      return;
+    }
+    if (more.size() != ranks.size()) ranks.clear();
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      ranks[i].meter = std::min(ranks[i].meter, more[i].meter);  // kAbsent comes first
+      ranks[i].joules += more[i].joules;
+      ranks[i].joules_seconds += more[i].joules_seconds;
+    }
+  }
+};
+
 // The medians of one batch size.
 struct Figures {
   int batch = 0;
@@ -134,6 +152,7 @@ struct Figures {
   double decode_rate = 0, step_ms = 0, worker_ms = 0, tpot_p50_ms = 0, tpot_p90_ms = 0;
   double steps_per_s = 0;  // of all replicas
   double prompt_flops = 0, decode_flops = 0, read_share = 0;
+  Json energy;  // of all repetitions; null: not known
   Json repeats = Json::array();
 };
 
@@ -148,12 +167,15 @@ class StepBench {
     std::vector<double> prompt, ttft, decode, step, worker, p50, p90, steps;
     Figures f;
     f.batch = batch;
+    EnergySum energy;
     for (int i = 0; i < plan_.repeat; ++i) {
       const Pass first = pass(batch, plan_.prompt_tokens, 1);
       prompt.push_back(static_cast<double>(batch) * plan_.prompt_tokens /
                        first.seconds_to(first.all_started()));
       ttft.push_back(percentile(first.ttft_ms(), 0.5));
+      job_.leader.rank_times();  // from here on
       const Pass all = pass(batch, plan_.prompt_tokens, plan_.new_tokens);
+      energy.add(job_.leader.rank_times());
       const auto w = all.window(all.all_started(), all.one_ended());
       DROVER_CHECK(w.steps >= 2, ExitCode::kUsage,
                    "batch {}: the first sequence ended before all had started; raise --new-tokens "
@@ -171,6 +193,9 @@ class StepBench {
                            {"step_ms", step.back()},
                            {"window_steps", w.steps}});
     }
+    f.energy = energy_json(energy.ranks, static_cast<uint64_t>(plan_.repeat) *
+                                             static_cast<uint64_t>(batch) *
+                                             static_cast<uint64_t>(plan_.new_tokens));
     f.prompt_rate = median(prompt);
     f.ttft_p50_ms = median(ttft);
     f.decode_rate = median(decode);
@@ -231,20 +256,25 @@ class StepBench {
 };
 
 Json to_json(const Figures& f, const Limits& l) {
-  return {{"batch", f.batch},
-          {"prompt_tokens_per_s", f.prompt_rate},
-          {"ttft_ms_p50", f.ttft_p50_ms},
-          {"decode_tokens_per_s", f.decode_rate},
-          {"step_ms", f.step_ms},
-          {"worker_step_ms", f.worker_ms},
-          {"steps_per_s", f.steps_per_s},
-          {"tpot_ms", {{"p50", f.tpot_p50_ms}, {"p90", f.tpot_p90_ms}}},
-          {"prompt_linear_flops_per_s", f.prompt_flops},
-          {"prompt_share_of_linear_peak", f.prompt_flops / l.linear_flops_per_s},
-          {"decode_linear_flops_per_s", f.decode_flops},
-          {"decode_share_of_linear_peak", f.decode_flops / l.linear_flops_per_s},
-          {"decode_share_of_read_bandwidth", f.read_share},
-          {"repeats", f.repeats}};
+  Json j{{"batch", f.batch},
+         {"prompt_tokens_per_s", f.prompt_rate},
+         {"ttft_ms_p50", f.ttft_p50_ms},
+         {"decode_tokens_per_s", f.decode_rate},
+         {"step_ms", f.step_ms},
+         {"worker_step_ms", f.worker_ms},
+         {"steps_per_s", f.steps_per_s},
+         {"tpot_ms", {{"p50", f.tpot_p50_ms}, {"p90", f.tpot_p90_ms}}},
+         {"prompt_linear_flops_per_s", f.prompt_flops},
+         {"prompt_share_of_linear_peak", f.prompt_flops / l.linear_flops_per_s},
+         {"decode_linear_flops_per_s", f.decode_flops},
+         {"decode_share_of_linear_peak", f.decode_flops / l.linear_flops_per_s},
+         {"decode_share_of_read_bandwidth", f.read_share},
+         {"repeats", f.repeats}};
+  if (!f.energy.is_null()) {
+    j["energy"] = f.energy;
+    j["energy"]["of"] = "prompts and answers";
+  }
+  return j;
 }
 
 void print_head(const Limits& l) {
@@ -264,14 +294,16 @@ void print_head(const Limits& l) {
 }
 
 void print_row(const Figures& f, const Limits& l) {
-  std::cout
-      << fmt::format(
-             "{:>6} {:>12.1f} {:>7.1f}% {:>9.1f} {:>12.1f} {:>9.2f} {:>8.2f} {:>8.2f} {:>7.1f}% "
-             "{:>7.1f}%\n",
-             f.batch, f.prompt_rate, 100 * f.prompt_flops / l.linear_flops_per_s, f.ttft_p50_ms,
-             f.decode_rate, f.step_ms, f.tpot_p50_ms, f.tpot_p90_ms,
-             100 * f.decode_flops / l.linear_flops_per_s, 100 * f.read_share)
-      << std::flush;
+  std::cout << fmt::format(
+      "{:>6} {:>12.1f} {:>7.1f}% {:>9.1f} {:>12.1f} {:>9.2f} {:>8.2f} {:>8.2f} {:>7.1f}% "
+      "{:>7.1f}%\n",
+      f.batch, f.prompt_rate, 100 * f.prompt_flops / l.linear_flops_per_s, f.ttft_p50_ms,
+      f.decode_rate, f.step_ms, f.tpot_p50_ms, f.tpot_p90_ms,
+      100 * f.decode_flops / l.linear_flops_per_s, 100 * f.read_share);
+  if (!f.energy.is_null()) {
+    std::cout << fmt::format("{:>6} {}, prompts included\n", "", energy_text(f.energy));
+  }
+  std::cout << std::flush;
 }
 
 // Of the last minute: whether the machine was the bench's alone. Below 0: not told.

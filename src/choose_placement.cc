@@ -145,6 +145,9 @@ PlacedRank choose_placement(const Options& options, World& world, Interrupt& int
   // Everybody alike: communicators over device memory are made by all ranks.
   p.gpu_shared = p.gpu && world.agree_min(shared ? 0 : 1, interrupt, kSeconds) == 0;
   p.mine = places[static_cast<size_t>(host->rank())];
+  const auto first = std::find_if(places.begin(), places.end(),
+                                  [&](const RankPlace& q) { return q.gpu == p.mine.gpu; });
+  p.counts_energy = first - places.begin() == host->rank();
   if (p.gpu) {
     const auto found = std::find(gpus.begin(), gpus.end(), p.mine.gpu);
     p.device = static_cast<int>(found - gpus.begin());

@@ -10,10 +10,11 @@ namespace drover {
 
 struct PlacedRank {
   RankPlace mine;
-  CpuSet given;             // the affinity that this process was started with
-  bool gpu = false;         // all ranks compute on GPUs
-  bool gpu_shared = false;  // some rank's GPU is another's too
-  int device = 0;           // mine.gpu as CUDA numbers it here
+  CpuSet given;                // the affinity that this process was started with
+  bool gpu = false;            // all ranks compute on GPUs
+  bool gpu_shared = false;     // some rank's GPU is another's too
+  int device = 0;              // mine.gpu as CUDA numbers it here
+  bool counts_energy = false;  // of its GPU (CPU: of its host), as the first rank that uses it
 };
 
 // --backend and --share-gpu. Collective. Throws kUsage or kEnvironment where there is no such GPU,

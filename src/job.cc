@@ -16,6 +16,7 @@
 #include "engine/share_weights.h"
 #include "engine/worker.h"
 #include "gather_trace.h"
+#include "machine/energy.h"
 #include "planning.h"
 #include "serve/session.h"
 #include "size_engine.h"
@@ -193,6 +194,7 @@ class Rank {
     }
     worker_ = std::make_unique<Worker>(*decoder_, *backend_, comms_, *mailbox_, grid_,
                                        world_.rank(), sizes.worker, interrupt_, progress_);
+    count_energy();
     log::info(
         "shard: layers {}-{}, heads {}-{}, vocabulary {}-{}; weights {:.1f} MiB, KV {:.1f} MiB "
         "in {} pages of {} tokens",
@@ -203,6 +205,14 @@ class Rank {
     meet(seconds, "loading of all ranks");
     worker_->prepare();
     meet(seconds, "recording of steps on all ranks");
+  }
+
+  void count_energy() {
+    using Meter = RankTimes::Meter;
+    if (!placement_.counts_energy) return worker_->count_energy(Meter::kAnothers, nullptr);
+    auto meter = placement_.gpu ? gpu_energy(placement_.mine.gpu) : host_energy();
+    const auto how = meter ? Meter::kCounted : Meter::kAbsent;
+    worker_->count_energy(how, std::move(meter));
   }
 
   // A wait for the others, for which this rank is not to blame.

@@ -111,6 +111,7 @@ void Worker::run() {
           step_done = !running_.empty() &&
                       (!running_.front()->queued || backend_.done(running_.front()->event));
           plan_there = !step_done && poll_plan();
+          if (idle && !plan_there) read_energy_when_idle();
           return step_done || plan_there;
         },
         deadline, interrupt_,
@@ -156,6 +157,40 @@ void Worker::begin_times(Clock::time_point now, bool idle) {
             .end = now,
             .communication_ns = progress_.communication_ns,
             .receive_ns = progress_.receive_ns};
+  times_.energy_begin = read_energy();
+}
+
+void Worker::count_energy(RankTimes::Meter how, std::unique_ptr<EnergyMeter> meter) {
+  meter_how_ = how;
+  meter_ = std::move(meter);
+}
+
+std::optional<Worker::Energy> Worker::read_energy() {
+  if (!meter_) return std::nullopt;
+  const auto joules = meter_->joules();
+  meter_read_ = Clock::now();
+  if (!joules) return std::nullopt;
+  return Energy{meter_read_, *joules};
+}
+
+// Soon after the last step, not when LoadGen has written its logs and the leader asks; but not
+// between steps, where a plan would wait for the driver's answer.
+void Worker::read_energy_when_idle() {
+  constexpr auto kPause = std::chrono::milliseconds(50);
+  if (!meter_ || !times_.any || times_.energy_end || Clock::now() - last_end_ < kPause) return;
+  times_.energy_end = read_energy();
+}
+
+void Worker::tell_energy(RankTimes& t) {
+  if (times_.any && !times_.energy_end) times_.energy_end = read_energy();
+  t.meter = meter_how_;
+  if (meter_how_ != RankTimes::Meter::kCounted) return;
+  if (!times_.energy_begin || !times_.energy_end) {
+    t.meter = RankTimes::Meter::kAbsent;
+    return;
+  }
+  t.joules = times_.energy_end->joules - times_.energy_begin->joules;
+  t.joules_seconds = seconds_between(times_.energy_begin->at, times_.energy_end->at);
 }
 
 // The leader asks when it has all results; this rank's part of the last steps may still run.
@@ -178,6 +213,7 @@ void Worker::tell_times(uint64_t asking) {
     t.device = times_.device;
     t.host = times_.host;
   }
+  tell_energy(t);
   encode(t, bytes_);
   mailbox_.post(0, Mailbox::Channel::kTimes, bytes_);
   times_ = {};
@@ -252,6 +288,9 @@ void Worker::finish() {
   times_.communication_end_ns = progress_.communication_ns;
   times_.receive_end_ns = progress_.receive_ns;
   if (!split_) times_.host += seconds_between(now, times_.end);
+  times_.energy_end.reset();
+  // A counter that wraps is read in time.
+  if (meter_ && now - meter_read_ > std::chrono::minutes(1)) read_energy();
   fault_point("step", rank_, result.step);
 }
 

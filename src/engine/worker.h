@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "comm/grid.h"
@@ -13,6 +14,8 @@
 #include "engine/outputs.h"
 #include "engine/slots.h"
 #include "engine/step_arrays.h"
+#include "machine/energy.h"
+#include "sched/step.h"
 
 namespace drover {
 
@@ -41,6 +44,8 @@ class Worker {
   // Records the steps that will be replayed and runs each once, on rows that are all padding.
   // Every rank of the replica at once.
   void prepare();
+  // How RankTimes come to an energy: kCounted with a meter, read by the worker's thread.
+  void count_energy(RankTimes::Meter how, std::unique_ptr<EnergyMeter> meter);
   // Until a plan says stop. Throws what went wrong; the caller raises the interrupt.
   void run();
 
@@ -65,6 +70,11 @@ class Worker {
     std::vector<int32_t> slot, position;
   };
 
+  struct Energy {
+    Clock::time_point at;
+    double joules = 0;
+  };
+
   // Where this thread's time went since the leader last asked.
   struct Times {
     bool any = false;  // a plan with a step has come
@@ -75,11 +85,15 @@ class Worker {
     double work = 0;        // in queue()
     double work_waits = 0;  // of it, in communicators
     double plan_wait = 0, device = 0, host = 0;
+    std::optional<Energy> energy_begin{}, energy_end{};  // the end: not while steps run
   };
 
   bool poll_plan();
   void tell_times(uint64_t asking);
   void begin_times(Clock::time_point now, bool idle);
+  std::optional<Energy> read_energy();
+  void read_energy_when_idle();
+  void tell_energy(RankTimes& t);
   void start(StepPlan& plan, Clock::time_point now);
   void finish();
   Deadline step_deadline() const;
@@ -121,6 +135,9 @@ class Worker {
   double seconds_ = 0;
   bool split_;  // the host's times are the device's: a CPU rank
   Times times_;
+  RankTimes::Meter meter_how_ = RankTimes::Meter::kAbsent;
+  std::unique_ptr<EnergyMeter> meter_;
+  Clock::time_point meter_read_{};
 };
 
 }  // namespace drover

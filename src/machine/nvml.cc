@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "base/error.h"
+#include "machine/energy.h"
 #include "machine/machine.h"
 
 namespace drover {
@@ -42,6 +43,7 @@ class Nvml {
     load(link_remote, "nvmlDeviceGetNvLinkRemotePciInfo_v2");
     load(link_remote_type, "nvmlDeviceGetNvLinkRemoteDeviceType", false);  // since driver 470
     load(fields, "nvmlDeviceGetFieldValues");
+    load(energy, "nvmlDeviceGetTotalEnergyConsumption", false);  // since driver 384
     if (!problem.empty()) return;
     const int code = init();
     if (code != kNvmlSuccess) problem = fmt::format("the driver does not answer: {}", error(code));
@@ -72,6 +74,7 @@ class Nvml {
   int (*link_remote)(nvml_device, unsigned, NvmlPci*) = nullptr;
   int (*link_remote_type)(nvml_device, unsigned, int*) = nullptr;
   int (*fields)(nvml_device, int, NvmlField*) = nullptr;
+  int (*energy)(nvml_device, unsigned long long*) = nullptr;  // millijoules
 
  private:
   template <class Function>
@@ -157,7 +160,40 @@ Links links_of(Nvml& nvml, nvml_device device) {
   return links;
 }
 
+// CUDA writes a UUID without NVML's dashes.
+std::string digits_of(std::string uuid) {
+  std::erase(uuid, '-');
+  return uuid;
+}
+
+class GpuEnergy : public EnergyMeter {
+ public:
+  explicit GpuEnergy(const std::string& uuid) {
+    if (!nvml_.problem.empty() || nvml_.energy == nullptr) return;
+    std::string problem;
+    for (const Device& d : devices_of(nvml_, problem)) {
+      if (digits_of(d.gpu.uuid) == digits_of(uuid)) device_ = d.handle;
+    }
+  }
+  std::optional<double> joules() override {
+    unsigned long long millijoules = 0;
+    if (device_ == nullptr || nvml_.energy(device_, &millijoules) != kNvmlSuccess)
+      return std::nullopt;
+    return static_cast<double>(millijoules) / 1e3;
+  }
+
+ private:
+  Nvml nvml_;
+  nvml_device device_ = nullptr;
+};
+
 }  // namespace
+
+std::unique_ptr<EnergyMeter> gpu_energy(const std::string& uuid) {
+  auto meter = std::make_unique<GpuEnergy>(uuid);
+  if (!meter->joules()) return nullptr;
+  return meter;
+}
 
 DriverView ask_driver() {
   DriverView view;

@@ -123,6 +123,12 @@ struct RankTimes {
   double plan_wait = 0;      // nothing queued, and no plan there
   double device = 0;         // not split
   double host = 0;           // plans applied, steps queued, results sent
+  // Energy of what the rank computes on, by its own counter: a GPU, or all of a CPU rank's host.
+  // kAnothers: a rank before this one counts the same device.
+  enum class Meter : uint8_t { kAbsent, kCounted, kAnothers };
+  Meter meter = Meter::kAbsent;
+  double joules = 0;          // kCounted
+  double joules_seconds = 0;  // kCounted: between its two readings, which lie around `seconds`
 };
 
 // Little-endian, length-prefixed. decode_* treat the bytes as untrusted and throw kInternal.

@@ -280,6 +280,9 @@ void encode(const RankTimes& times, std::vector<std::byte>& out) {
   for (const double seconds : {times.seconds, times.compute, times.communication, times.stage_wait,
                                times.plan_wait, times.device, times.host})
     w.put(seconds);
+  w.put(static_cast<uint8_t>(times.meter));
+  w.put(times.joules);
+  w.put(times.joules_seconds);
   w.seal();
 }
 
@@ -293,6 +296,12 @@ RankTimes decode_times(std::span<const std::byte> bytes) {
   for (double* seconds : {&times.seconds, &times.compute, &times.communication, &times.stage_wait,
                           &times.plan_wait, &times.device, &times.host})
     *seconds = r.get<double>();
+  const auto meter = r.get<uint8_t>();
+  DROVER_CHECK(meter <= static_cast<uint8_t>(RankTimes::Meter::kAnothers), ExitCode::kInternal,
+               "damaged times of a rank: meter {}", meter);
+  times.meter = static_cast<RankTimes::Meter>(meter);
+  times.joules = r.get<double>();
+  times.joules_seconds = r.get<double>();
   r.end();
   return times;
 }

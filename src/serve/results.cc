@@ -157,6 +157,7 @@ void put_figures(Json& j, const PassOutcome& pass, const ServeOptions& o, const 
     j["timeline"] = pass.timeline.bins_json();
   }
   if (!pass.rank_times.empty()) j["step_time"] = step_time_json(pass.rank_times);
+  if (const Json energy = pass_energy(pass); !energy.is_null()) j["energy"] = energy;
   j["loadgen_errors"] = pass.logs.error_count;
   j["loadgen_warnings"] = pass.logs.warning_count;
 }
@@ -214,6 +215,14 @@ void check_limits(PassOutcome& pass, const LoadgenPlan& plan) {
 }
 
 }  // namespace
+
+Json pass_energy(const PassOutcome& pass) {
+  // What was dropped at an early end has used energy and is in no answer.
+  uint64_t tokens = 0;
+  for (const auto& r : pass.records)
+    if (!r.resumed) tokens += static_cast<uint64_t>(r.n_tokens);
+  return energy_json(pass.rank_times, pass.ended_early.empty() ? tokens : 0);
+}
 
 double percentile(std::vector<double> values, double fraction) {
   if (values.empty()) return std::nan("");

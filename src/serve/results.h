@@ -44,6 +44,12 @@ Json run_json(const std::vector<PassOutcome>& passes, const ServeOptions& option
 // Milliseconds a step, averaged over the ranks, and each rank's seconds (up to 64 of them). Null
 // when no step was run.
 Json step_time_json(const std::vector<RankTimes>& ranks);
+// The sum over all devices, and for each of `output_tokens` (0: left out). Null where a device has
+// no counter, or a rank ran no step.
+Json energy_json(const std::vector<RankTimes>& ranks, uint64_t output_tokens);
+Json pass_energy(const PassOutcome& outcome);
+// "1234 J, 567 W, 0.89 J an output token", of what energy_json gave.
+std::string energy_text(const Json& energy);
 // After an early end: what is kept and which options go on with it. Empty when all passes ran.
 std::string how_to_go_on(const std::vector<PassOutcome>& passes, const ServeOptions& options);
 Json environment_json(const RunFacts& facts);

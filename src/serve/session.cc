@@ -210,6 +210,8 @@ void report(const PassOutcome& pass) {
   if (pass.valid())
     log::info("{} pass: valid, {} samples in {}", to_string(pass.mode), pass.records.size(),
               format_seconds(pass.duration_s));
+  if (const Json energy = pass_energy(pass); !energy.is_null())
+    log::info("{} pass: {}", to_string(pass.mode), energy_text(energy));
   for (const auto& reason : pass.reasons) log::warn("{} pass: {}", to_string(pass.mode), reason);
 }
 

@@ -45,6 +45,9 @@ RankTimes sample_times() {
   t.plan_wait = 0.0625;
   t.device = 0.5;
   t.host = 0.03125;
+  t.meter = RankTimes::Meter::kCounted;
+  t.joules = 1234.5;
+  t.joules_seconds = 1.75;
   return t;
 }
 
@@ -109,6 +112,9 @@ TEST(StepCodec, TimesComeBack) {
   EXPECT_EQ(q.seconds, 1.5);
   EXPECT_EQ(q.stage_wait, 0.125);
   EXPECT_EQ(q.host, 0.03125);
+  EXPECT_EQ(q.meter, RankTimes::Meter::kCounted);
+  EXPECT_EQ(q.joules, 1234.5);
+  EXPECT_EQ(q.joules_seconds, 1.75);
   EXPECT_EQ(bytes_of(q), bytes_of(p));
 }
 
@@ -182,6 +188,12 @@ TEST(StepCodec, NegativeNumbersThrow) {
   p = sample_plan();
   p.admitted[0].slot = -5;
   EXPECT_THROW(decode_plan(bytes_of(p)), Error);
+}
+
+TEST(StepCodec, AnUnknownMeterThrows) {
+  RankTimes t = sample_times();
+  t.meter = static_cast<RankTimes::Meter>(3);
+  EXPECT_THROW(decode_times(bytes_of(t)), Error);
 }
 
 TEST(StepCodec, GarbageThrowsAsAnInternalError) {

@@ -109,5 +109,24 @@ TEST(StepTime, AveragesRanksAndKeepsWhatADeviceHidesAbsent) {
   EXPECT_EQ(step_time_json(std::vector<RankTimes>(1000, a)).contains("per_rank"), false);
 }
 
+TEST(Energy, CountsEachDeviceOnceAndSaysNothingOfSome) {
+  using Meter = RankTimes::Meter;
+  RankTimes a{.rank = 0, .meter = Meter::kCounted, .joules = 600, .joules_seconds = 1};
+  RankTimes b{.rank = 1, .meter = Meter::kCounted, .joules = 1000, .joules_seconds = 2};
+  const RankTimes same{.rank = 2, .meter = Meter::kAnothers};
+  const Json j = energy_json({a, b, same}, 400);
+  EXPECT_EQ(j.at("devices"), 2);
+  EXPECT_DOUBLE_EQ(j.at("joules").get<double>(), 1600);
+  EXPECT_DOUBLE_EQ(j.at("mean_watts").get<double>(), 1100);
+  EXPECT_DOUBLE_EQ(j.at("joules_per_output_token").get<double>(), 4);
+  EXPECT_EQ(energy_text(j), "1600 J, 1100 W, 4 J an output token");
+  EXPECT_FALSE(energy_json({a}, 0).contains("joules_per_output_token"));
+  EXPECT_TRUE(energy_json({a, RankTimes{.rank = 1}}, 400).is_null());
+  EXPECT_TRUE(energy_json({same}, 400).is_null());
+  EXPECT_TRUE(energy_json({}, 400).is_null());
+  b.joules = 0;  // its counter stood still
+  EXPECT_TRUE(energy_json({a, b}, 400).is_null());
+}
+
 }  // namespace
 }  // namespace drover

@@ -83,5 +83,12 @@ int nvmlDeviceGetFieldValues(nvml_device, int count, NvmlField* fields) {
   }
   return kNvmlSuccess;
 }
+// 350 J at first, 1.5 J more at each asking; one GPU is too old to count.
+int nvmlDeviceGetTotalEnergyConsumption(nvml_device d, unsigned long long* millijoules) {
+  static unsigned long long counted = 348500;
+  if (bus_of(d) == 0x52) return 3;  // NVML_ERROR_NOT_SUPPORTED
+  *millijoules = counted += 1500;
+  return kNvmlSuccess;
+}
 
 }  // extern "C"

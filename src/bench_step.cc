@@ -9,14 +9,20 @@
 #include <random>
 
 #include "base/host.h"
+#include "base/log.h"
+#include "base/trace.h"
 #include "bench.h"
 #include "bench_limits.h"
 #include "command_line.h"
+#include "gather_trace.h"
 #include "serve/results.h"
+#include "serve/step_budget.h"
 
 namespace drover {
 
 namespace {
+
+constexpr size_t kBudgetEvents = size_t{1} << 22;  // 400 MB, if they all come
 
 struct Plan {
   int32_t prompt_tokens = 0, new_tokens = 0;
@@ -312,28 +318,29 @@ double load_average() {
   return ::getloadavg(&load, 1) == 1 ? load : -1;
 }
 
+// `json`: what --json gets, for whoever adds to it.
 ExitCode bench(const Options& o, const Plan& plan, const Limits& limits, Job& job,
-               const std::string& command_line) {
+               const std::string& command_line, Json& json) {
   RunFacts facts;
   facts.versions = job.versions;
   facts.command_line = command_line;
-  Json json{{"bench", "step"},
-            {"environment", environment_json(facts)},
-            {"model",
-             {{"name", o.text("model")},
-              {"architecture", job.source.architecture().summary()},
-              {"weights", job.source.description()},
-              {"synthetic", job.source.synthetic()}}},
-            {"grid", job.grid.text()},
-            {"backend", job.backend},
-            {"activations", job.activations},
-            {"kv", job.kv},
-            {"pages", job.pages},
-            {"settings", job.settings},
-            {"limits", to_json(limits)},
-            {"prompt_tokens", plan.prompt_tokens},
-            {"new_tokens", plan.new_tokens},
-            {"figures", Json::array()}};
+  json = {{"bench", "step"},
+          {"environment", environment_json(facts)},
+          {"model",
+           {{"name", o.text("model")},
+            {"architecture", job.source.architecture().summary()},
+            {"weights", job.source.description()},
+            {"synthetic", job.source.synthetic()}}},
+          {"grid", job.grid.text()},
+          {"backend", job.backend},
+          {"activations", job.activations},
+          {"kv", job.kv},
+          {"pages", job.pages},
+          {"settings", job.settings},
+          {"limits", to_json(limits)},
+          {"prompt_tokens", plan.prompt_tokens},
+          {"new_tokens", plan.new_tokens},
+          {"figures", Json::array()}};
   json["load_average"]["begin"] = load_average();
   print_head(limits);
   StepBench bench(job, plan, limits);
@@ -352,6 +359,27 @@ ExitCode bench(const Options& o, const Plan& plan, const Limits& limits, Job& jo
   return below ? ExitCode::kInvalidResult : ExitCode::kOk;
 }
 
+// All ranks' budgets on rank 0's screen and into its `json`.
+void tell_budget(RankParts& parts, const std::string& file, Json& json) {
+  const Json mine = to_json(step_budgets(trace::spans()));
+  if (trace::dropped() > 0) {
+    log::warn("the trace was full: {} later events of this rank are not in the budget",
+              trace::dropped());
+  }
+  const auto texts = gather_texts(mine.dump(), parts.world, parts.all);
+  if (parts.world.rank() != 0) return;
+  std::vector<Json> ranks;
+  for (const std::string& text : texts) ranks.push_back(Json::parse(text));
+  json["budget"] = {{"recorded_by", parts.gpu ? "CUPTI: kernels and copies" : "the host"},
+                    {"ranks", ranks}};
+  if (!file.empty()) write_json(file, json);
+  std::cout << budget_text(ranks);
+  if (ranks.front().empty()) {
+    std::cout << "no budget: the trace has no operations (the log says why), or too few steps\n";
+  }
+  std::cout.flush();
+}
+
 }  // namespace
 
 int bench_step(const std::vector<std::string>& arguments) {
@@ -365,9 +393,14 @@ int bench_step(const std::vector<std::string>& arguments) {
   std::string line = "drover bench step";
   for (const auto& a : arguments) line += " " + a;
   Limits limits;
+  Json json;
   JobParts parts;
   parts.measure = [&](RankParts& rank) { limits = measure_limits(rank); };
-  parts.body = [&](Job& job) { return bench(o, plan, limits, job, line); };
+  parts.body = [&](Job& job) { return bench(o, plan, limits, job, line, json); };
+  if (o.flag("budget")) {
+    parts.trace_events = kBudgetEvents;
+    parts.after = [&](RankParts& rank) { tell_budget(rank, o.text("json"), json); };
+  }
   return run_job(o, parts);
 }
 

@@ -108,6 +108,8 @@ std::vector<OptionRow> bench_step_options() {
           {"new-tokens", "64", "answer of each sequence, hidden from the scheduler"},
           {"batches", "1,8,64", "sequences at once (over all replicas), with commas"},
           {"repeat", "3", "repetitions; the median is told"},
+          {"budget", "no",
+           "a table of where each microsecond of a step goes, by operation (recording costs time)"},
           {"json", "", "write all figures to this file"},
           {"floor-prompt", "0", "prompt tokens/s below which a batch makes the exit status 5"},
           {"floor-decode", "0", "decode tokens/s below which a batch makes the exit status 5"},

@@ -40,6 +40,23 @@ int64_t clock_offset(World& world, Comm& all) {
 
 }  // namespace
 
+std::vector<std::string> gather_texts(std::string mine, World& world, Comm& all) {
+  const auto size = static_cast<uint64_t>(mine.size());
+  std::vector<uint64_t> sizes(static_cast<size_t>(world.size()));
+  all.all_gather(&size, sizes.data(), sizeof(size), nullptr);
+  if (world.rank() != 0) {
+    if (size > 0) all.send(mine.data(), mine.size(), 0, nullptr);
+    return {};
+  }
+  std::vector<std::string> texts{std::move(mine)};
+  for (int r = 1; r < world.size(); ++r) {
+    std::string text(sizes[static_cast<size_t>(r)], ' ');
+    if (!text.empty()) all.recv(text.data(), text.size(), r, nullptr);
+    texts.push_back(std::move(text));
+  }
+  return texts;
+}
+
 void gather_trace(const std::string& file, World& world, Comm& all) {
   trace::stop();
   const int64_t offset = clock_offset(world, all);
@@ -50,20 +67,8 @@ void gather_trace(const std::string& file, World& world, Comm& all) {
     log::warn("the trace of this rank is {} bytes, too many to send: left out", mine.size());
     mine.clear();
   }
-  auto size = static_cast<uint64_t>(mine.size());
-  std::vector<uint64_t> sizes(static_cast<size_t>(world.size()));
-  all.all_gather(&size, sizes.data(), sizeof(size), nullptr);
-  if (world.rank() != 0) {
-    if (size > 0) all.send(mine.data(), mine.size(), 0, nullptr);
-    return;
-  }
-  std::vector<std::string> events{std::move(mine)};
-  for (int r = 1; r < world.size(); ++r) {
-    std::string text(sizes[static_cast<size_t>(r)], ' ');
-    if (!text.empty()) all.recv(text.data(), text.size(), r, nullptr);
-    events.push_back(std::move(text));
-  }
-  trace::write(file, events);
+  const auto events = gather_texts(std::move(mine), world, all);
+  if (world.rank() == 0) trace::write(file, events);
 }
 
 }  // namespace drover

@@ -72,8 +72,12 @@ class Rank {
     if (parts_.measure) measure();
     const ExitCode code = serve();
     if (options_.flag("report-memory")) report_memory();
+    end_device_trace();
+    if (parts_.after) {
+      RankParts mine = own_parts();
+      parts_.after(mine);
+    }
     if (!options_.text("trace").empty()) {
-      end_device_trace();
       gather_trace(options_.text("trace"), world_, *all_);
     }
     // Everybody leaves with rank 0's verdict.
@@ -86,7 +90,9 @@ class Rank {
     world_.barrier(interrupt_, 120, "start of all ranks");
     open_log();
     trace::name_thread(world_.rank() == 0 ? "main" : "worker");
-    if (!options_.text("trace").empty()) trace::start();
+    if (!options_.text("trace").empty() || parts_.trace_events > 0) {
+      trace::start(std::max(parts_.trace_events, trace::kEvents));
+    }
     grid_ = choose_grid();
     DROVER_CHECK(!options_.text("model").empty() || options_.flag("print-placement"),
                  ExitCode::kUsage, "--model is missing: give a model store, or synthetic:NAME");
@@ -261,15 +267,19 @@ class Rank {
     }
   }
 
+  RankParts own_parts() {
+    return {world_,
+            interrupt_,
+            *backend_,
+            *all_,
+            choice_.threads,
+            choice_.gpu,
+            decoder_->step_weight_bytes()};
+  }
+
   void measure() {
     progress_.enter("measuring the machine", 120);
-    RankParts mine{world_,
-                   interrupt_,
-                   *backend_,
-                   *all_,
-                   choice_.threads,
-                   choice_.gpu,
-                   decoder_->step_weight_bytes()};
+    RankParts mine = own_parts();
     parts_.measure(mine);
   }
 

@@ -50,6 +50,8 @@ struct JobParts {
   std::function<void()> prepare;            // rank 0, before anything expensive; may be null
   std::function<void(RankParts&)> measure;  // every rank, once all have loaded; may be null
   std::function<ExitCode(Job&)> body;       // rank 0, on the main thread
+  size_t trace_events = 0;                  // recorded though there is no --trace; 0: only with it
+  std::function<void(RankParts&)> after;    // every rank, once all is served; may be null
 };
 
 // Runs the job on all ranks and returns the exit code, the same on each.

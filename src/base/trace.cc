@@ -247,6 +247,39 @@ void counter(const char* name, int64_t value) noexcept {
   if (on()) record({name, now_ns(), value, {}, kCounter});
 }
 
+void Marker::mark(const char* name) noexcept {
+  const int64_t now = now_ns();
+  if (name_ != nullptr) span(track_, name_, begin_, now);
+  name_ = name;
+  begin_ = now;
+}
+
+std::vector<Span> spans() {
+  Recorder& r = recorder();
+  std::vector<std::shared_ptr<Buffer>> buffers;
+  std::vector<Track> tracks;
+  {
+    const std::lock_guard lock(r.mutex);
+    buffers = r.buffers;
+    tracks = r.tracks;
+  }
+  std::vector<Span> all;
+  for (const auto& b : buffers) {
+    const std::lock_guard lock(b->mutex);
+    for (const Event& e : b->events) {
+      if (e.track < 0 || e.track >= static_cast<int>(tracks.size())) continue;
+      all.push_back({tracks[static_cast<size_t>(e.track)].category,
+                     e.name,
+                     e.begin,
+                     e.end,
+                     {e.args[0], e.args[1]}});
+    }
+  }
+  return all;
+}
+
+size_t dropped() { return recorder().dropped; }
+
 const char* keep(std::string_view text) {
   Recorder& r = recorder();
   const std::lock_guard lock(r.mutex);

@@ -30,7 +30,8 @@ inline int64_t now_ns() noexcept {
 
 // Records at most `most_events` (96 bytes each, about 150 in the file); what comes later is
 // dropped, and the file says how many. Forgets what was recorded before.
-void start(size_t most_events = size_t{1} << 20);
+inline constexpr size_t kEvents = size_t{1} << 20;
+void start(size_t most_events = kEvents);
 void stop();
 
 // Names the calling thread in the trace: "main", "leader", "worker". Before or after start().
@@ -63,15 +64,42 @@ class Scope {
   int64_t begin_ = 0;
 };
 
-// Rows of the trace beside the threads. `category` tells trace_report.py what they hold:
+// Rows of the trace beside the threads. `category` tells readers what they hold:
 //   "step"    whole steps on the device: spans "decode step" (no prompt rows) and "mixed step"
 //   "kernel"  kernels (backend/cuda/cupti_trace)
 //   "copy"    copies and memsets
+//   "operation"  operations of a CPU rank, which run on the thread that calls them
 // The same name and category give the same track.
 int track(std::string_view name, const char* category);
 void span(int track, const char* name, int64_t begin_ns, int64_t end_ns, Arg a = {},
           Arg b = {}) noexcept;
 void counter(const char* name, int64_t value) noexcept;
+
+// Spans of a track one after the other, from one thread: each ends where the next begins.
+class Marker {
+ public:
+  explicit Marker(int track = -1) : track_(track) {}  // below 0: marks nothing
+  // Null: nothing follows.
+  void operator()(const char* name) noexcept {
+    if (track_ >= 0 && (name_ != nullptr || on())) mark(name);
+  }
+
+ private:
+  void mark(const char* name) noexcept;
+  int track_;
+  const char* name_ = nullptr;
+  int64_t begin_ = 0;
+};
+
+// What the tracks hold so far; it stays there.
+struct Span {
+  const char* category = "";
+  const char* name = "";
+  int64_t begin_ns = 0, end_ns = 0;
+  Arg args[2];
+};
+std::vector<Span> spans();
+size_t dropped();  // events that found no room since start()
 
 // A copy that lives as long as the process; equal texts give the same pointer.
 const char* keep(std::string_view text);

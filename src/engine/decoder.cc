@@ -52,6 +52,8 @@ Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
       progress_(progress),
       max_rows_(max_rows),
       logit_rows_(logit_rows) {
+  // A GPU's operations are its own to tell: its kernels are in the trace.
+  if (backend.stream() == nullptr) at_ = trace::Marker(trace::track("operations", "operation"));
   load(source);
   backend.loaded();
   const Sizes n(arch_, shard_, row_layout(backend), max_rows, logit_rows);
@@ -168,14 +170,18 @@ void Decoder::receive(int64_t rows) {
   if (shard_.first()) return;
   const auto bytes =
       static_cast<size_t>(rows * arch_.hidden) * dtype_bytes(backend_.activation_dtype());
+  at_("communication");
   comms_.pipeline->recv(residual_.data(), bytes, shard_.stage - 1, backend_.stream());
+  at_(nullptr);
 }
 
 void Decoder::send(int64_t rows) {
   if (shard_.last()) return;
   const auto bytes =
       static_cast<size_t>(rows * arch_.hidden) * dtype_bytes(backend_.activation_dtype());
+  at_("communication");
   comms_.pipeline->send(residual_.data(), bytes, shard_.stage + 1, backend_.stream());
+  at_(nullptr);
 }
 
 void Decoder::layers(const StepRows& step, const int32_t* tokens, int64_t max_tokens) {
@@ -185,8 +191,10 @@ void Decoder::layers(const StepRows& step, const int32_t* tokens, int64_t max_to
   const Dtype type = backend_.activation_dtype();
 
   if (shard_.first()) {
+    at_("embed");
     // Each slot adds its part of the vocabulary; the sum is the embedding.
     backend_.embed(*embedding_, shard_.vocab.begin, tokens, max_tokens, step, residual_.data(), s);
+    at_("communication");
     comms_.tensor->all_reduce_sum(residual_.data(), count, type, s);
   }
 
@@ -198,12 +206,14 @@ void Decoder::layers(const StepRows& step, const int32_t* tokens, int64_t max_to
           .out = written(normed_, *w.qkv, w.qkv_index),
           .rows = n});
     attention_block(w, cache_.layer(i), step);  // normed_ -> delta_
+    at_("communication");
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
     norm({.delta = delta_.data(),
           .weight = w.mlp_norm.data(),
           .out = written(normed_, *w.gate_up, w.gate_up_index),
           .rows = n});
     mlp_block(w, n);  // normed_ -> delta_
+    at_("communication");
     comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
     delta = delta_.data();
     progress_.tick();  // a step alone may take long, a layer may not
@@ -211,6 +221,7 @@ void Decoder::layers(const StepRows& step, const int32_t* tokens, int64_t max_to
 
   // The residual stream leaves the stage whole.
   norm({.delta = delta, .rows = n});
+  at_(nullptr);
 }
 
 // What every norm of the model has in common; without `select`, every row is normed.
@@ -219,6 +230,7 @@ void Decoder::norm(Backend::Norm a) {
   a.features = arch_.hidden;
   a.epsilon = arch_.norm_epsilon;
   if (a.select == nullptr) a.out_rows = a.rows;
+  at_("norm");
   backend_.norm(a, backend_.stream());
 }
 
@@ -227,7 +239,9 @@ void Decoder::attention_block(const DecoderLayer& w, const KvLayer& kv, const St
   const int64_t n = step.rows;
   const auto heads = static_cast<int32_t>(shard_.heads.size());
   LinearInput in = column_input(written(normed_, *w.qkv, w.qkv_index), *w.qkv, w.qkv_index, n);
+  at_("qkv");
   backend_.linear(*w.qkv, in, qkv_.data(), n, false, s);  // [n, q + k + v]
+  at_("rope + append");
   backend_.rope_append({.qkv = qkv_.data(),
                         .heads = heads,
                         .inverse_frequencies = inverse_frequencies_.data(),
@@ -237,10 +251,12 @@ void Decoder::attention_block(const DecoderLayer& w, const KvLayer& kv, const St
                         .cache = kv},
                        step, s);
   in = written(attended_, *w.o, w.o_index);
+  at_("attention");
   backend_.attention(
       {.qkv = qkv_.data(), .out = in, .heads = heads, .shape = cache_.shape(), .cache = kv}, step,
       s);  // [n, heads * head]
   in = row_input(in, *w.o, w.o_index, n, int64_t{heads} * arch_.head_size);
+  at_("o");
   backend_.linear(*w.o, in, delta_.data(), n, false, s);  // [n, hidden], a partial sum
 }
 
@@ -249,10 +265,13 @@ void Decoder::mlp_block(const DecoderLayer& w, int64_t n) {
   const int64_t inner = shard_.intermediate.size();
   LinearInput in =
       column_input(written(normed_, *w.gate_up, w.gate_up_index), *w.gate_up, w.gate_up_index, n);
+  at_("gate_up");
   backend_.linear(*w.gate_up, in, gate_up_.data(), n, false, s);  // [n, 2 * inner]
   in = written(gated_, *w.down, w.down_index);
+  at_("silu");
   backend_.silu_gate(gate_up_.data(), in, n, inner, s);  // [n, inner]
   in = row_input(in, *w.down, w.down_index, n, inner);
+  at_("down");
   backend_.linear(*w.down, in, delta_.data(), n, false, s);  // [n, hidden], a partial sum
 }
 
@@ -269,6 +288,7 @@ LinearInput Decoder::column_input(LinearInput in, const Linear& w,
   if (index.size() == 0) return in;
   const auto cols = static_cast<int64_t>(index.size());
   const LinearInput out{permuted_.data(), w.quantized_input ? scales_.data() : nullptr};
+  at_("gather columns");
   backend_.gather_columns(in.data, 1, cols, index.data(), out, rows, cols, backend_.stream());
   return out;
 }
@@ -281,7 +301,9 @@ LinearInput Decoder::row_input(LinearInput in, const Linear& w, const DeviceArra
   const size_t bytes =
       static_cast<size_t>(rows * local_cols) * dtype_bytes(backend_.activation_dtype());
   const LinearInput out{permuted_.data(), w.quantized_input ? scales_.data() : nullptr};
+  at_("communication");
   comms_.tensor->all_gather(in.data, gathered_.data(), bytes, s);  // [tp, rows, local_cols]
+  at_("gather columns");
   backend_.gather_columns(gathered_.data(), shard_.tp, local_cols, index.data(), out, rows,
                           static_cast<int64_t>(index.size()), s);
   return out;
@@ -292,8 +314,10 @@ const float* Decoder::logits(const int32_t* select, int64_t rows) {
                logit_rows_);
   const LinearInput in = written(selected_, *output_, {});
   norm({.weight = final_norm_.data(), .out = in, .select = select, .out_rows = rows});
+  at_("output");
   backend_.linear(*output_, in, logits_.data(), rows, true,
                   backend_.stream());  // [rows, vocab shard]
+  at_(nullptr);
   return logits_.data();
 }
 
@@ -301,6 +325,7 @@ void Decoder::sample(int64_t rows, const uint8_t* forbid_eos, int32_t* ids) {
   Stream s = backend_.stream();
   Candidate* own = candidates_.data();
   Candidate* all = own + logit_rows_;
+  at_("argmax");
   backend_.argmax({.logits = logits_.data(),
                    .rows = rows,
                    .vocab_begin = shard_.vocab.begin,
@@ -310,8 +335,11 @@ void Decoder::sample(int64_t rows, const uint8_t* forbid_eos, int32_t* ids) {
                    .eos_count = static_cast<int32_t>(eos_ids_.size()),
                    .out = own},
                   s);
+  at_("communication");
   comms_.tensor->all_gather(own, all, static_cast<size_t>(rows) * sizeof(Candidate), s);
+  at_("argmax");
   backend_.merge_argmax(all, shard_.tp, rows, ids, s);
+  at_(nullptr);
 }
 
 }  // namespace drover

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/trace.h"
 #include "comm/comm.h"
 #include "engine/device_array.h"
 #include "engine/kv_cache.h"
@@ -114,6 +115,8 @@ class Decoder {
   DeviceArray<std::byte> selected_;             // [logit_rows padded, hidden]
   DeviceArray<float> logits_;                   // [logit_rows padded, vocab shard]
   DeviceArray<Candidate> candidates_;           // [1 + tp, logit_rows]: own, then everybody's
+
+  trace::Marker at_;  // which operation a CPU rank is in; names as in serve/step_budget.cc
 };
 
 }  // namespace drover

@@ -77,3 +77,25 @@ def test_linears(tmp_path):
         assert 0 < f["us_min"] <= f["us"] <= f["us_max"] and f["flops"] > 0
         assert "library" not in f  # a CPU has no other to be held against
     assert "library" not in out
+
+
+@pytest.mark.parametrize("grid", [("--tp", 2), ("--pp", 2)])
+def test_budget_of_a_step(tmp_path, grid):
+    file = tmp_path / "bench.json"
+    out = drover.drover(2, *STEP, *grid, "--batches", 4, "--budget", "--json", file).out
+    bench = json.loads(file.read_text())
+    assert bench["figures"] and len(bench["budget"]["ranks"]) == 2
+    rows = 4 // stages(bench)
+    layers = 4 // stages(bench)  # of synthetic:tiny
+    assert f"decode step of {rows} rows" in out and "gate_up" in out
+    for rank, budgets in enumerate(bench["budget"]["ranks"]):
+        decode = [b for b in budgets if (b["kind"], b["rows"]) == ("decode step", rows)]
+        assert len(decode) == 1 and decode[0]["steps"] >= NEW_TOKENS
+        operations = {o["operation"]: o for o in decode[0]["operations"]}
+        assert sum(o["us"] for o in operations.values()) == pytest.approx(decode[0]["us"])
+        assert sum(o["share"] for o in operations.values()) == pytest.approx(1)
+        for name in ("qkv", "rope + append", "attention", "o", "gate_up", "silu", "down"):
+            assert operations[name]["calls"] == pytest.approx(layers) and operations[name]["us"] > 0
+        last_stage = stages(bench) == 1 or rank == 1
+        assert ("output" in operations) == last_stage
+        assert operations["communication"]["us"] > 0

@@ -164,6 +164,32 @@ TEST_F(Trace, OneFileOfAllRanks) {
   EXPECT_THROW(write((file / "none" / "t.json").string(), {}), Error);
 }
 
+TEST_F(Trace, AMarkerEndsASpanWhereTheNextBegins) {
+  Marker mark(track("operations", "operation"));
+  mark("before the start");
+  mark(nullptr);
+  start();
+  Marker nothing;
+  nothing("unseen");
+  nothing(nullptr);
+  mark("qkv");
+  mark("rope");
+  mark(nullptr);
+  mark(nullptr);
+  mark("o");
+  mark(nullptr);
+  const auto all = spans();
+  ASSERT_EQ(all.size(), 3u);
+  EXPECT_STREQ(all[0].category, "operation");
+  EXPECT_STREQ(all[0].name, "qkv");
+  EXPECT_EQ(all[0].end_ns, all[1].begin_ns);
+  EXPECT_STREQ(all[2].name, "o");
+  EXPECT_LE(all[1].end_ns, all[2].begin_ns);
+  EXPECT_EQ(spans().size(), 3u);  // they stay
+  EXPECT_EQ(of(taken(), "X").size(), 3u);
+  EXPECT_EQ(dropped(), 0u);
+}
+
 TEST(ClockProbe, TheShortestRoundTripDecides) {
   ClockProbe p;
   p.sample(1000, 51'300, 1600);

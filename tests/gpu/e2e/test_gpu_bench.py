@@ -52,3 +52,26 @@ def test_linears_beside_the_library(tmp_path):
         # Of the same shape, so neither is ten times the other.
         assert 0.1 < ratio < 10 and figure["library"]["flops"] == figure["flops"]
     assert text.count("as fast as the library") == 8
+
+
+def test_budget_of_a_step(tmp_path):
+    file = tmp_path / "bench.json"
+    outcome = drover.drover(1, "bench", "step", "--backend", "cuda", "--model", drover.MODEL,
+                            "--prompt-tokens", 64, "--new-tokens", 64, "--repeat", 2, "--batches", "1,16",
+                            "--budget", "--json", file)
+    budgets = json.loads(file.read_text())["budget"]["ranks"][0]
+    if not budgets and "has whole steps of the GPU only" in outcome.err:
+        pytest.skip("no CUPTI")
+    for rows in (1, 16):
+        decode = [b for b in budgets if (b["kind"], b["rows"]) == ("decode step", rows)]
+        assert len(decode) == 1
+        operations = {o["operation"]: o for o in decode[0]["operations"]}
+        print(rows, {name: round(o["us"], 1) for name, o in operations.items()})
+        assert sum(o["us"] for o in operations.values()) == pytest.approx(decode[0]["us"])
+        # 30 layers; a step ends where the host sees it, so a call may count for the next one.
+        for name in ("qkv", "rope + append", "attention decode", "o", "gate_up", "silu", "down"):
+            assert operations[name]["calls"] == pytest.approx(30, rel=0.1), name
+        assert operations["output"]["us"] > 0 and operations["argmax"]["us"] > 0
+        # Linears that have no place in a forward would be "linear".
+        assert operations.get("linear", {"us": 0})["us"] < 0.01 * decode[0]["us"]
+        assert operations.get("other kernels", {"us": 0})["us"] < 0.01 * decode[0]["us"]

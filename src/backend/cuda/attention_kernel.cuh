@@ -29,6 +29,7 @@
 #include <algorithm>
 
 #include "backend/cuda/attention_ring.cuh"
+#include "backend/cuda/dependent_launch.cuh"
 
 namespace drover::cuda {
 namespace attention_detail {
@@ -183,8 +184,11 @@ __global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
   };
   Result total, span_result;
   total.clear();
+  dependency_launch();
+  // What a step is made of is there before its layers.
   const int slot = a.rows.slot[row], position = a.rows.position[row];
   if (slot < 0) {  // padding
+    dependency_wait();
 #pragma unroll
     for (float& x : total.sum) x = 1;
     if (blockIdx.z == 0) write(total);
@@ -194,10 +198,15 @@ __global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
   const int tiles = context.tiles(), spans = (tiles + kSpanTiles - 1) / kSpanTiles;
   // Of the blocks that the page table would have work for, those that the context has.
   const int parts = min(static_cast<int>(gridDim.z), spans);
-  if (static_cast<int>(blockIdx.z) >= parts) return;
+  if (static_cast<int>(blockIdx.z) >= parts) return dependency_wait();
   typename Shape::DecodeRing ring{memory + warp * Shape::kOfWarp};
   int span = blockIdx.z;
-  if (span * kSpanTiles + warp < tiles) ring.start(a, context, span * kSpanTiles + warp);
+  // Tokens of earlier steps may be fetched already; this step's is what is waited for.
+  const int first_tile = span * kSpanTiles + warp;
+  const bool early = (first_tile + 1) * kTileTokens <= position;
+  if (early) ring.start(a, context, first_tile);
+  dependency_wait();
+  if (!early && first_tile < tiles) ring.start(a, context, first_tile);
 
   Queries<H> queries;
   queries.first = queries.last = position;
@@ -303,6 +312,8 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
     return a.head_blocks > 1 ? head_block * Shape::kVectors + i : head;
   };
 
+  dependency_launch();
+  dependency_wait();
   // Rows that belong to one sequence go together; there may be several such runs.
   for (int run = first_row, end; run < past; run = end) {
     const int slot = a.rows.slot[run];
@@ -439,7 +450,7 @@ void launch_decode(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   a.partials = work.partials, a.counters = work.counters;
   const dim3 grid(static_cast<unsigned>((a.end_row - a.first_row) * a.head_blocks),
                   static_cast<unsigned>(a.cache.kv_heads), static_cast<unsigned>(parts));
-  decode_kernel<D, TYPE, H><<<grid, 32 * Shape::kWarps, Shape::kBytes, s>>>(a);
+  launch_dependent(decode_kernel<D, TYPE, H>, grid, 32 * Shape::kWarps, Shape::kBytes, s, 1, a);
 }
 
 template <int D, int TYPE, int H>
@@ -453,7 +464,7 @@ void launch_prefill(AttentionArgs a, cudaStream_t s) {
   const dim3 grid(
       static_cast<unsigned>((rows + a.rows_a_block - 1) / a.rows_a_block * a.head_blocks),
       static_cast<unsigned>(a.cache.kv_heads));
-  prefill_kernel<D, TYPE, H><<<grid, 32 * kPrefillWarps, Shape::kBytes, s>>>(a);
+  launch_dependent(prefill_kernel<D, TYPE, H>, grid, 32 * kPrefillWarps, Shape::kBytes, s, 1, a);
 }
 
 // The variants that there are: sixteens of vectors up to heads of 128 features, eights above; for

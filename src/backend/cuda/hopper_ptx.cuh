@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "backend/cuda/dependent_launch.cuh"
+
 namespace drover::cuda::hopper {
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -105,15 +107,6 @@ __device__ __forceinline__ void named_sync(int id, int threads) {
 }
 __device__ __forceinline__ void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// Programmatic dependent launch: what runs before this may overlap the launch before; nothing that
-// it wrote may be read, nor what it reads be written, before dependency_wait().
-__device__ __forceinline__ void dependency_wait() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-__device__ __forceinline__ void dependency_launch() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 template <int N>

@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "backend/cuda/dependent_launch.cuh"
 #include "backend/cuda/kernels.h"
 
 namespace drover::cuda {
@@ -62,14 +63,7 @@ struct Output {
   int64_t features;
   int parts = 1;  // blocks of a row, which form a cluster
 };
-__device__ int64_t row_of_block(const Output& out) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  // The linear that follows may fetch weights already; it waits for this kernel's end before it
-  // touches anything else (hopper_kernel.cuh).
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-  return blockIdx.x / out.parts;
-}
+__device__ int64_t row_of_block(const Output& out) { return blockIdx.x / out.parts; }
 
 // f(k, p) for the packs p of this thread, the k-th in registers.
 template <int VEC, int PACKS, typename F>
@@ -177,8 +171,30 @@ struct NormRows {
   const int32_t* select;
 };
 
+// A norm's weights of a pack.
+template <int VEC>
+struct Weights {
+  float x[VEC];
+  __device__ void load(const float* weights, int p) {
+    if constexpr (VEC == 8) {
+      const float4 low = __ldg(reinterpret_cast<const float4*>(weights) + 2 * p),
+                   high = __ldg(reinterpret_cast<const float4*>(weights) + 2 * p + 1);
+      x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+      x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+    } else {
+      x[0] = __ldg(weights + p);
+    }
+  }
+};
+
 template <int VEC, int PACKS, bool FP8>
 __global__ void __launch_bounds__(kThreads, 2) write_kernel(NormRows a, Output out) {
+  dependency_launch();
+  // With few rows their time is latencies, one after the other: weights come before the row does.
+  Weights<VEC> weights[PACKS > 0 && PACKS <= 2 ? PACKS : 1];
+  if constexpr (PACKS > 0 && PACKS <= 2)
+    each<VEC, PACKS>(out, [&](int k, int p) { weights[k].load(a.weight, p); });
+  dependency_wait();
   const int64_t i = row_of_block(out), r = a.select ? a.select[i] : i;
   auto* x = reinterpret_cast<Pack<VEC>*>(a.residual + r * out.features);
   const auto* d =
@@ -205,18 +221,12 @@ __global__ void __launch_bounds__(kThreads, 2) write_kernel(NormRows a, Output o
       rsqrtf(block_reduce<0>(squares, 0).sum / static_cast<float>(out.features) + a.epsilon);
   write_row<VEC, PACKS, FP8>(out, i, [&](int k, int p) {
     Pack<VEC> v = PACKS > 0 ? held[k] : x[p];
-    float w[VEC];
-    if constexpr (VEC == 8) {
-      const float4 low = __ldg(reinterpret_cast<const float4*>(a.weight) + 2 * p),
-                   high = __ldg(reinterpret_cast<const float4*>(a.weight) + 2 * p + 1);
-      w[0] = low.x, w[1] = low.y, w[2] = low.z, w[3] = low.w;
-      w[4] = high.x, w[5] = high.y, w[6] = high.z, w[7] = high.w;
-    } else {
-      w[0] = __ldg(a.weight + p);
-    }
+    Weights<VEC> late;
+    if constexpr (PACKS == 0 || PACKS > 2) late.load(a.weight, p);
+    const Weights<VEC>& w = PACKS == 0 || PACKS > 2 ? late : weights[k];
 #pragma unroll
     for (int j = 0; j < VEC; ++j)
-      v.x[j] = __float2bfloat16_rn(__bfloat162float(v.x[j]) * scale * w[j]);
+      v.x[j] = __float2bfloat16_rn(__bfloat162float(v.x[j]) * scale * w.x[j]);
     return v;
   });
 }
@@ -240,6 +250,8 @@ struct GateRows {
 
 template <int VEC, int PACKS, bool FP8>
 __global__ void __launch_bounds__(kThreads, 2) write_kernel(GateRows a, Output out) {
+  dependency_launch();
+  dependency_wait();
   const int64_t r = row_of_block(out);
   const auto* gate = reinterpret_cast<const Pack<VEC>*>(a.in + r * 2 * out.features);
   const auto* up = reinterpret_cast<const Pack<VEC>*>(a.in + r * 2 * out.features + out.features);
@@ -253,6 +265,8 @@ struct PlainRows {
 
 template <int VEC, int PACKS, bool FP8>
 __global__ void __launch_bounds__(kThreads, 2) write_kernel(PlainRows a, Output out) {
+  dependency_launch();
+  dependency_wait();
   const int64_t r = row_of_block(out);
   const auto* in = reinterpret_cast<const Pack<VEC>*>(a.in + r * a.stride);
   write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) { return in[p]; });
@@ -266,6 +280,8 @@ struct GatheredRows {
 
 template <int VEC, int PACKS, bool FP8>
 __global__ void __launch_bounds__(kThreads, 2) write_kernel(GatheredRows a, Output out) {
+  dependency_launch();
+  dependency_wait();
   const int64_t r = row_of_block(out), rows = gridDim.x / out.parts;
   const auto segment_cols = static_cast<int32_t>(a.segment_cols);
   write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) {
@@ -283,6 +299,8 @@ __global__ void __launch_bounds__(kThreads, 2) write_kernel(GatheredRows a, Outp
 // fast too.
 template <int VEC>
 __global__ void silu_kernel(const Bf16* in, Bf16* out, int64_t features) {
+  dependency_launch();
+  dependency_wait();
   const int64_t r = blockIdx.x;
   const auto* gate = reinterpret_cast<const Pack<VEC>*>(in + r * 2 * features);
   const auto* up = reinterpret_cast<const Pack<VEC>*>(in + r * 2 * features + features);
@@ -298,19 +316,10 @@ void launch(const Source& a, const Output& out, int64_t rows, int packs_a_thread
   const int64_t threads = std::clamp<int64_t>(
       ((packs + packs_a_thread - 1) / packs_a_thread + 31) / 32 * 32, 32, kThreads);
   const auto blocks = static_cast<unsigned>(rows), block = static_cast<unsigned>(threads);
-  out.scale != nullptr ? write_kernel<VEC, PACKS, true><<<blocks, block, 0, s>>>(a, out)
-                       : write_kernel<VEC, PACKS, false><<<blocks, block, 0, s>>>(a, out);
-}
-
-bool has_clusters() {
-  static const bool has = [] {
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major >= 9;
-  }();
-  return has;
+  using Kernel = void (*)(Source, Output);
+  launch_dependent(out.scale != nullptr ? Kernel{write_kernel<VEC, PACKS, true>}
+                                        : Kernel{write_kernel<VEC, PACKS, false>},
+                   blocks, block, 0, s, 1, a, out);
 }
 
 // Few rows: eight multiprocessors for each.
@@ -319,15 +328,10 @@ void launch_cluster(const Source& a, Output out, int64_t rows, cudaStream_t s) {
   const int64_t packs = out.features / 8;
   out.parts = 8;
   const int64_t of_part = (packs + out.parts - 1) / out.parts;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(out.parts), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(rows * out.parts));
-  config.blockDim = dim3(static_cast<unsigned>(((of_part + 1) / 2 + 31) / 32 * 32));
-  config.stream = s, config.attrs = &attribute, config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, static_cast<void (*)(Source, Output)>(write_kernel<8, 2, true>), a,
-                     out);
+  launch_dependent(static_cast<void (*)(Source, Output)>(write_kernel<8, 2, true>),
+                   static_cast<unsigned>(rows * out.parts),
+                   static_cast<unsigned>(((of_part + 1) / 2 + 31) / 32 * 32), 0, s,
+                   static_cast<unsigned>(out.parts), a, out);
 }
 
 template <typename Source>
@@ -338,7 +342,7 @@ void write(const Source& a, const Output& out, int64_t rows, cudaStream_t s) {
   // A norm's sum of squares is of one block.
   if constexpr (!std::is_same_v<Source, NormRows>)
     if (out.scale != nullptr && out.features <= 8 * 2 * 8 * kThreads && rows <= 128 &&
-        has_clusters())
+        has_dependent_launch())  // and clusters
       return launch_cluster(a, out, rows, s);
   if (out.features <= 8 * 8 * kThreads) return launch<8, 8>(a, out, rows, 8, s);
   launch<8, 0>(a, out, rows, 1, s);
@@ -363,7 +367,8 @@ void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_
     const int64_t packs = features / vec;
     const dim3 grid(static_cast<unsigned>(rows),
                     static_cast<unsigned>(std::min<int64_t>((packs + 255) / 256, 64)));
-    kernel<<<grid, 256, 0, s>>>(static_cast<const Bf16*>(in), static_cast<Bf16*>(out), features);
+    launch_dependent(kernel, grid, 256, 0, s, 1, static_cast<const Bf16*>(in),
+                     static_cast<Bf16*>(out), features);
   };
   features % 8 == 0 ? launch_plain(silu_kernel<8>, 8) : launch_plain(silu_kernel<1>, 1);
 }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/dependent_launch.cuh"
 #include "backend/cuda/kernels.h"
 
 namespace drover::cuda {
@@ -83,9 +84,12 @@ __global__ void __launch_bounds__(32 * kWarps) rope_kernel(const __grid_constant
   __shared__ float staged[kWarps][N * 32];
   const Cache& c = a.cache;
   const int r = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, d = c.head_size;
-  if (a.rows.slot[r] < 0) return;  // padding
-  const int position = a.rows.position[r];
-  fill_angles(a, position, cos_sin);
+  dependency_launch();
+  const bool padding = a.rows.slot[r] < 0;  // what a step is made of is there before its layers
+  const int position = padding ? 0 : a.rows.position[r];
+  if (!padding) fill_angles(a, position, cos_sin);
+  dependency_wait();
+  if (padding) return;
   __syncthreads();
   const int64_t page =
       a.rows.page_table[int64_t{a.rows.slot[r]} * a.rows.max_pages + position / c.page_tokens];
@@ -138,11 +142,11 @@ void rope_append(void* qkv, int32_t heads, const float* inverse_frequencies, int
   const dim3 grid(static_cast<unsigned>(rows.rows),
                   static_cast<unsigned>((all + heads_a_block - 1) / heads_a_block));
   if (cache.head_size <= 64)
-    rope_kernel<2><<<grid, 32 * kWarps, 0, s>>>(a);
+    launch_dependent(rope_kernel<2>, grid, 32 * kWarps, 0, s, 1, a);
   else if (cache.head_size <= 128)
-    rope_kernel<4><<<grid, 32 * kWarps, 0, s>>>(a);
+    launch_dependent(rope_kernel<4>, grid, 32 * kWarps, 0, s, 1, a);
   else
-    rope_kernel<8><<<grid, 32 * kWarps, 0, s>>>(a);
+    launch_dependent(rope_kernel<8>, grid, 32 * kWarps, 0, s, 1, a);
 }
 
 }  // namespace drover::cuda

@@ -21,6 +21,12 @@ cublasStatus_t LibraryFp8::describe(int64_t n, int64_t k, int64_t rows) {
   const cublasLtMatmulMatrixScale_t each_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
   for (const auto which : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE})
     DROVER_LT(cublasLtMatmulDescSetAttribute(operation_, which, &each_row, sizeof(each_row)));
+  // Without pointers there is no way to be found; the real ones come with each call.
+  alignas(16) static const float none = 0;
+  const float* anywhere = &none;
+  for (const auto which :
+       {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER})
+    DROVER_LT(cublasLtMatmulDescSetAttribute(operation_, which, &anywhere, sizeof(anywhere)));
   const auto un = static_cast<uint64_t>(n), uk = static_cast<uint64_t>(k),
              um = static_cast<uint64_t>(rows);
   DROVER_LT(cublasLtMatrixLayoutCreate(&w_, CUDA_R_8F_E4M3, uk, un, k));

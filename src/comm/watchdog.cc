@@ -29,7 +29,7 @@ constexpr double kLastResortRank0Seconds = 6;
 // Launchers hand USR1 to every rank, not at the same moment: within this it is the same request.
 constexpr double kSameRequestSeconds = 2;
 // Silent for so long when the job is terminated: more likely the cause than the order to end.
-constexpr double kSuspectSeconds = 2;
+constexpr double kSuspectSeconds = 1.5;
 
 volatile std::sig_atomic_t g_signal = 0;
 void on_signal(int number) { g_signal = number; }
@@ -419,6 +419,10 @@ void install_signal_handlers() {
   sigaction(SIGINT, &action, nullptr);
   action.sa_handler = on_stop;
   sigaction(SIGUSR1, &action, nullptr);
+  // Open MPI writes to the socket of a peer that is gone; the error it gets then is told, not
+  // deadly.
+  action.sa_handler = SIG_IGN;
+  sigaction(SIGPIPE, &action, nullptr);
 }
 
 }  // namespace drover

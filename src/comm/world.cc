@@ -1,5 +1,6 @@
 #include "comm/world.h"
 
+#include <dlfcn.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -54,6 +55,17 @@ std::vector<Peer> exchange_peers(MPI_Comm comm, int size) {
   return peers;
 }
 
+// Open MPI 4 tells mpirun of a lost connection in a long text, and waits for the receipt with the
+// connection locked. But mpirun, when a rank died, sleeps first: for as long as it grants the
+// others to end. No thread could send meanwhile, the first cause reached nobody, and rank 0 was
+// killed before its result was written. So once MPI has started (its troubles there are worth the
+// text) this process tells nobody; whom it lost is the watchdog's to say. Open MPI 5 has no such
+// variable.
+void keep_lost_connections_to_ourselves() {
+  auto* quiet = static_cast<bool*>(dlsym(RTLD_DEFAULT, "orte_execute_quiet"));
+  if (quiet != nullptr) *quiet = true;
+}
+
 void await(MPI_Request& request, const Interrupt& interrupt, double seconds, const char* what) {
   wait_until(
       [&] {
@@ -79,6 +91,7 @@ World::World() : impl_(std::make_unique<Impl>()) {
                "this MPI gives thread level {}, drover needs MPI_THREAD_MULTIPLE ({}): rank 0 has "
                "threads that all communicate; use an MPI built with thread support",
                provided, MPI_THREAD_MULTIPLE);
+  keep_lost_connections_to_ourselves();
   DROVER_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   DROVER_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &impl_->rank));
   DROVER_MPI(MPI_Comm_size(MPI_COMM_WORLD, &impl_->size));

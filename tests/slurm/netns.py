@@ -15,7 +15,8 @@ address=$1
 shift
 for name in {names}; do
   if [[ $address == "{net}.${{name##*-}}" ]]; then
-    exec ip netns exec "$name" unshare --uts bash -c 'hostname "$0"; eval "$1"' "$name" "$*"
+    exec env -i PATH="$PATH" HOME="$HOME" ip netns exec "$name" \
+      unshare --uts bash -c 'hostname "$0"; eval "$1"' "$name" "$*"
   fi
 done
 echo "no host $address" >&2
@@ -66,6 +67,17 @@ class Hosts:
     @staticmethod
     def _ip(*arguments, check=True):
         return subprocess.run(["ip", *arguments], check=check, capture_output=True, text=True)
+
+    def link(self, host, state):
+        """Plugs a host's cable in ("up") or out ("down")."""
+        self._ip("link", "set", f"{self.bridge}p{host}", state)
+
+    def run(self, host, *command):
+        """A command of ip or tc on a host; skips the test where this kernel cannot do it."""
+        done = subprocess.run(["ip", "netns", "exec", self.names[host], *command], check=False,
+                              capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"no {' '.join(command)} here: {done.stderr.strip()}")
 
     def pids(self, host, program):
         """Processes of a host whose command line has the words."""

@@ -1,4 +1,4 @@
-"""launch/run.sh over two hosts with a hostfile: a run, a warning, a lost rank."""
+"""launch/run.sh over hosts with a hostfile: a run, a warning, a lost rank, daemon, cable."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from failing import INVALID, LOST_PEER, journal
 from netns import Hosts
 
 ACCURACY = ("--model", "synthetic:tiny", "--demo", "--threads", 1,
-            "--warmup", 1, "--max-sequences", 4, "--mode", "accuracy", "--pp", 2, "--progress", "no")
+            "--warmup", 1, "--max-sequences", 4, "--mode", "accuracy", "--progress", "no")
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    made = Hosts(tmp_path_factory.mktemp("hosts"), 2)
+    made = Hosts(tmp_path_factory.mktemp("hosts"), 3)
     try:
         yield made.start()
     finally:
@@ -27,10 +27,10 @@ def hosts(tmp_path_factory):
 
 class Running:
     # Many samples where the run must not end before it is ended.
-    def __init__(self, hosts, out, *more, samples=400):
-        command = [drover.ROOT / "launch/run.sh", "-np", 2, "--hostfile", hosts.hostfile, "--program",
-                   drover.BINARY, "--", "run", *ACCURACY, "--dataset", f"synthetic:32x64:{samples}", *more,
-                   "--out", out]
+    def __init__(self, hosts, out, *more, samples=400, ranks=2):
+        command = [drover.ROOT / "launch/run.sh", "-np", ranks, "--hostfile", hosts.hostfile, "--program",
+                   drover.BINARY, "--", "run", *ACCURACY, "--pp", ranks, "--dataset",
+                   f"synthetic:32x64:{samples}", *more, "--out", out]
         self.out = out
         self.process = subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True,
                                         stdin=subprocess.DEVNULL, env={**os.environ, **hosts.environment})
@@ -63,7 +63,7 @@ def test_a_run_is_warned_and_goes_on(tmp_path, hosts):
     assert code == 0, err
     result = json.loads((tmp_path / "second/result.json").read_text())
     assert result["valid"] is True and result["resumed"]["samples_taken_over"] == done
-    for rank, name in enumerate(hosts.names):
+    for rank, name in enumerate(hosts.names[:2]):
         assert f"{name} rank {rank} " in (tmp_path / f"second/logs/rank-{rank:04d}.log").read_text()
 
 
@@ -77,15 +77,60 @@ def test_terminated_with_time_to_write(tmp_path, hosts):
     assert "SIGTERM" in result["error"] and "--resume" in result["go_on"]
 
 
-def test_a_rank_on_another_host_dies(tmp_path, hosts):
-    """Over TCP Open MPI itself ends whoever talks to the lost rank, perhaps before a result is written:
-    what is finished is in the journal all the same."""
-    run = Running(hosts, tmp_path / "out", samples=20000)
+def lose(hosts, out, how):
+    """A run on three hosts loses the second in some way. Exit code, what it said, seconds until the
+    result was there, seconds until it ended."""
+    run = Running(hosts, out, samples=20000, ranks=3)
     run.under_way()
-    begin = time.monotonic()
-    os.kill(hosts.pids(1, "drover")[0], signal.SIGKILL)
+    begin = time.time()
+    how()
     code, err = run.end()
+    took = time.time() - begin
+    file = out / "result.json"
+    assert file.exists(), err
+    return code, err, file.stat().st_mtime - begin, took
+
+
+def check_lost(out, code, err, wrote, survivors, cause):
     assert code == LOST_PEER, err
-    assert time.monotonic() - begin < 20
+    assert wrote < 10
+    result = json.loads((out / "result.json").read_text())
+    assert result["valid"] is False and cause in result["error"] and "--resume" in result["go_on"]
+    assert len(journal(out, "accuracy")) >= 20
+    assert f"drover: {cause}" in err
+    for rank in survivors:
+        log = (out / f"logs/rank-{rank:04d}.log").read_text()
+        assert cause in log and "(exit code 6)" in log
+
+
+def test_a_rank_on_another_host_dies(tmp_path, hosts):
+    """Over TCP a lost connection must stop nobody from writing down what is finished, and why it ended."""
+    out = tmp_path / "out"
+    code, err, wrote, took = lose(hosts, out, lambda: os.kill(hosts.pids(1, "drover")[0], signal.SIGKILL))
+    check_lost(out, code, err, wrote, (0, 2), f"rank 1 on {hosts.names[1]} died or hangs")
+    assert took < 20
+    # mpirun's own words: which rank, which host.
     assert "process rank 1" in err and f"on node {hosts.addresses[1]}" in err
-    assert len(journal(tmp_path / "out", "accuracy")) >= 20
+
+
+def test_a_cable_is_pulled(tmp_path, hosts):
+    """Nobody closes a connection: only silence tells. mpirun too has to notice that a host is gone."""
+    out = tmp_path / "out"
+    try:
+        code, err, wrote, took = lose(hosts, out, lambda: hosts.link(1, "down"))
+    finally:
+        hosts.link(1, "up")
+    check_lost(out, code, err, wrote, (0, 2), f"rank 1 on {hosts.names[1]} has not been heard of")
+    assert took < 30
+    assert f"rank 0 on {hosts.names[0]} has not been heard of" in (out / "logs/rank-0001.log").read_text()
+
+
+def test_a_daemon_of_mpirun_dies(tmp_path, hosts):
+    """mpirun gives the job up, and its ranks time to write."""
+    out = tmp_path / "out"
+    code, err, wrote, took = lose(hosts, out, lambda: os.kill(hosts.pids(1, "orted")[0], signal.SIGKILL))
+    assert code == LOST_PEER, err
+    assert wrote < 10 and took < 20
+    result = json.loads((out / "result.json").read_text())
+    assert result["valid"] is False and "--resume" in result["go_on"]
+    assert "lost communication with a remote daemon" in err and hosts.addresses[1] in err

@@ -102,8 +102,9 @@ else
   command=(mpirun -np "$ranks" "${DROVER_MPIRUN_FLAGS[@]}")
 fi
 if [[ -n $hostfile ]]; then
-  # Other hosts do not inherit the environment.
-  command+=(-x OMP_NUM_THREADS)
+  # Other hosts do not inherit the environment (Open MPI's own settings, OMPI_MCA_*, go by themselves).
+  # Which GPUs are visible is each host's own business.
+  while read -r name; do command+=(-x "$name"); done < <(compgen -e | grep -E '^(OMP|NCCL|UCX|DROVER|ONEDNN)_' | sort)
   if [[ -d $spare && -n ${LD_LIBRARY_PATH:-} ]]; then command+=(-x LD_LIBRARY_PATH); fi
 fi
 command+=("$program" "$@")

@@ -239,7 +239,11 @@ Findings check_nics() {
     if (n.gbits > 0) text += fmt::format(" {:g} Gbit/s", n.gbits);
     fabric = fabric || (n.fabric && n.up);
   }
-  if (text.empty()) return {{Verdict::kOk, "NICs", "none: one host only", ""}};
+  if (text.empty())
+    return {{Verdict::kOk, "NICs",
+             "none of hardware: ranks of other hosts are reached, if at all, by software (veth, "
+             "bridge)",
+             ""}};
   return {{Verdict::kOk, "NICs", text + (fabric ? "" : "; no InfiniBand or RoCE that is up"), ""}};
 }
 

@@ -11,6 +11,21 @@ struct Finish {
   using Shared = typename T::Shared;
   using Consumer = typename T::Consumer;
 
+  // The tile's tokens' scales are on their way while it is summed: from memory when they are
+  // needed, a few at a time as there are registers, they took 4 % of a launch with 1,024 tokens.
+  __device__ static void fetch_scales(const Args& a, const Shared& sh, const Consumer& me,
+                                      int tile) {
+    if constexpr (T::kFp8) {
+      copies_wait();  // an unfinished tile's, which nobody waited for
+      const int first = tile % a.token_tiles * T::kTokens;
+      for (int i = me.thread; i < T::kTokens; i += 128) {
+        const bool there = first + i < a.rows;
+        copy_float(sh.scales + me.group * T::kScaleBytes + i * 4,
+                   a.in_scale + (there ? first + i : 0), there);
+      }
+    }
+  }
+
   // Floats of a worker's partial tile: [workers, 2, blocks of the cluster, warpgroup, sums / 4,
   // thread] float4.
   static constexpr int kPartials = T::kCluster * 2 * T::kSums * 128;
@@ -80,19 +95,23 @@ struct Finish {
     const int64_t row =
         int64_t{tile / a.token_tiles * T::kCluster + static_cast<int>(rank)} * 128 + me.group * 64;
     if constexpr (T::kFp8) {
+      copies_wait();
+      named_sync(1 + me.group, 128);
+      const uint32_t scales = sh.scales + me.group * T::kScaleBytes + me.lane % 4 * 8;
 #pragma unroll
       for (int j = 0; j < T::kTokens / 8; ++j) {
-        const int t = token + j * 8 + me.lane % 4 * 2;
-        const float s0 = t < a.rows ? __ldg(a.in_scale + t) * 256.0f : 0.0f;
-        const float s1 = t + 1 < a.rows ? __ldg(a.in_scale + t + 1) * 256.0f : 0.0f;
+        const float2 scale = load_shared_pair(scales + j * 32);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) total[4 * j + i] *= i % 2 == 0 ? s0 : s1;
+        for (int i = 0; i < 4; ++i) total[4 * j + i] *= (i % 2 == 0 ? scale.x : scale.y) * 256.0f;
       }
     }
-    if (a.f32_out || a.n % 8 != 0)
+    // The next tile's scales may come once all have read these: store_rows begins with this, too.
+    if (a.f32_out || a.n % 8 != 0) {
+      named_sync(1 + me.group, 128);
       store_each(a, me, token, row, total);
-    else
+    } else {
       store_rows(a, sh, me, token, row, total);
+    }
   }
 
   // From the registers: logits, and widths that 16 bytes do not divide.
@@ -107,6 +126,32 @@ struct Finish {
         static_cast<float*>(a.out)[t * a.n + r] = sums[i];
       else
         static_cast<__nv_bfloat16*>(a.out)[t * a.n + r] = __float2bfloat16_rn(sums[i]);
+    }
+  }
+
+  // 16 bytes a thread, up to five on their way from shared memory together.
+  __device__ static void store_chunk(const Args& a, uint32_t buffer, int thread, int token,
+                                     int64_t row) {
+    constexpr int kAll = T::kOutTokens * 8, kEach = (kAll + 127) / 128;
+    constexpr int kAtOnce = kEach % 5 == 0 ? 5 : kEach < 4 ? kEach : 4;
+    static_assert(kEach % kAtOnce == 0);
+    const int64_t r = row + thread % 8 * 8;
+    auto* out = static_cast<__nv_bfloat16*>(a.out) + r;
+#pragma unroll
+    for (int k = 0; k < kEach; k += kAtOnce) {
+      uint4 pieces[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int piece = (k + i) * 128 + thread;
+        if (piece < kAll)
+          pieces[i] = load_shared(buffer + piece / 8 * T::kOutPitch + piece % 8 * 16);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int piece = (k + i) * 128 + thread, t = token + piece / 8;
+        if (piece < kAll && t < a.rows && r < a.n)
+          *reinterpret_cast<uint4*>(out + t * a.n) = pieces[i];
+      }
     }
   }
 
@@ -128,14 +173,7 @@ struct Finish {
                            pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7]));
       }
       named_sync(1 + me.group, 128);
-#pragma unroll
-      for (int i = me.thread; i < T::kOutTokens * 8; i += 128) {
-        const int t = token + first + i / 8;
-        const int64_t r = row + i % 8 * 8;
-        if (t < a.rows && r < a.n)
-          *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(a.out) + t * a.n + r) =
-              load_shared(buffer + i / 8 * T::kOutPitch + i % 8 * 16);
-      }
+      store_chunk(a, buffer, me.thread, token + first, row);
     }
   }
 };

@@ -143,6 +143,7 @@ struct Kernel {
       float total[T::kSums];
 #pragma unroll
       for (int i = 0; i < T::kSums; ++i) total[i] = 0;
+      Finish<T>::fetch_scales(a, sh, me, s.tile);
       sums.sum(a, sh, me, s, total);
       const bool whole = s.begin == 0 && s.end == a.blocks;
       if (whole || Finish<T>::add_partials(a, sh, me, worker, rank, s, total))

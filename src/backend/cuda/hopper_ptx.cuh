@@ -88,6 +88,13 @@ __device__ __forceinline__ void tensor_multicast(uint32_t to, const CUtensorMap*
       "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(mask)
       : "memory");
 }
+// A float to shared memory, or a zero; this thread's copies are there after copies_wait().
+__device__ __forceinline__ void copy_float(uint32_t to, const float* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
+               "r"(there ? 4 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -226,6 +233,11 @@ __device__ __forceinline__ uint4 load_shared(uint32_t at) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "r"(at)
                : "memory");
+  return v;
+}
+__device__ __forceinline__ float2 load_shared_pair(uint32_t at) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
   return v;
 }
 __device__ __forceinline__ uint32_t load_shared_word(uint32_t at) {

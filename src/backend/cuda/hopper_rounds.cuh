@@ -18,7 +18,8 @@ struct Rounds {
   static constexpr int kSlots = T::kSlots, kSums = T::kSums;
   // Shared memory begins behind the system's own kilobyte, which run() makes sure of.
   static constexpr uint32_t kX = 1024, kW = kX + kSlots * T::kXBytes,
-                            kFull = kW + kSlots * T::kWBytes + 2 * T::kOutBytes + 16,
+                            kFull =
+                                kW + kSlots * T::kWBytes + 2 * (T::kOutBytes + T::kScaleBytes) + 16,
                             kEmpty = kFull + kSlots * 8;
 
   // A segment begins at slot 0; bit i is the parity that slot i is waited for with.

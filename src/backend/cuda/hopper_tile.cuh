@@ -24,24 +24,27 @@ struct Tile {
   static constexpr int kHalves = FP8 ? 1 : 2;  // chunks of 16 A registers in a block of columns
   static constexpr int kXBytes = TOKENS * 128 * kHalves;
   static constexpr int kWBytes = 2 * kHopperRecord;
-  static constexpr int kOutTokens = TOKENS % 64 == 0 ? 64 : TOKENS % 32 == 0 ? 32 : TOKENS;
-  static constexpr int kOutPitch = 144;  // bytes: 64 rows and padding
+  static constexpr int kOutTokens = TOKENS % 64 == 0 ? 64 : TOKENS;  // of a turn: as there is room
+  static constexpr int kOutPitch = 144;                              // bytes: 64 rows and padding
   static constexpr int kOutBytes = kOutTokens * kOutPitch;
+  static constexpr int kScaleBytes = FP8 ? TOKENS * 4 : 0;  // of the tile's tokens
   // Slots of the ring where they are unrolled (hopper_rounds.cuh), else 0: as many as there is room
   // for. An even number, since the registers of A go by turns.
   static constexpr bool kUnrolled = FP8 && TOKENS >= 64;
   static constexpr int kSlots = !kUnrolled ? 0 : TOKENS > 128 ? 6 : 8;
 
-  // Shared memory: x slots, w slots, two output tiles, two flags, full and empty barriers.
+  // Shared memory: x slots, w slots; an output tile, the tokens' scales and a flag for either
+  // warpgroup; full and empty barriers.
   static constexpr int slot_bytes() { return kXBytes + kWBytes + 16; }
-  static constexpr int fixed_bytes() { return 1024 + 2 * kOutBytes + 16; }
+  static constexpr int fixed_bytes() { return 1024 + 2 * (kOutBytes + kScaleBytes) + 16; }
   struct Shared {
-    uint32_t x, w, out, flags, full, empty;
+    uint32_t x, w, out, scales, flags, full, empty;
     __device__ Shared(uint32_t base, int stages) {
       x = (base + 1023) & ~1023u;
       w = x + stages * kXBytes;
       out = w + stages * kWBytes;
-      flags = out + 2 * kOutBytes;
+      scales = out + 2 * kOutBytes;
+      flags = scales + 2 * kScaleBytes;
       full = flags + 16;
       empty = full + stages * 8;
     }

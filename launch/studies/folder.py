@@ -18,6 +18,7 @@ from .errors import ENVIRONMENT, INVALID, USAGE, StudyError
 from .jobs import LAUNCH, Job, Runner, identity
 
 FAILURES_IN_A_ROW = 3
+GPU_RANK_CORES = 4  # LoadGen, the leader, a worker and the watchdog, as slurm/common.sh asks for
 
 
 class Study:
@@ -35,8 +36,7 @@ class Study:
 
     def __enter__(self):
         self.lock = files.Lock(self.folder / ".lock")
-        # A stop ends the run that is on, then this process.
-        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        take_stops()
         return self
 
     def __exit__(self, *exception):
@@ -118,6 +118,8 @@ class Study:
         for job in left:
             if job.name in waiting:
                 continue
+            if cause := self.runner.last_failure(job):
+                say(f"{job.name} failed before: {cause}")
             script = scripts / f"{job.name}.sh"
             files.write_text(script, self.script(job))
             done = subprocess.run(["sbatch", "--parsable", *self.args.sbatch, str(script)],
@@ -133,13 +135,23 @@ class Study:
 
     def script(self, job):
         out = self.folder.resolve()
-        gpus = [f"#SBATCH --gpus={job.ranks}"] if job.options.get("backend") == "cuda" else []
+        gpu = job.options.get("backend") == "cuda"
+        cores = GPU_RANK_CORES if gpu else int(job.options.get("threads", 0)) or 1
         return "\n".join([
             "#!/bin/bash", f"#SBATCH --job-name=drover-{job.label}", f"#SBATCH --ntasks={job.ranks}",
-            *gpus, f"#SBATCH --output={out}/scripts/%j.log",
+            f"#SBATCH --cpus-per-task={cores}", *([f"#SBATCH --gpus={job.ranks}"] if gpu else []),
+            # Before the time limit: drover's ranks still write down why they ended.
+            "#SBATCH --signal=B:TERM@60", f"#SBATCH --output={out}/scripts/%j.log",
+            "# srun does not take it from sbatch by itself.",
+            'export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}',
             "# The study's folder knows the rest.",
             f"exec {quoted(sys.executable)} {quoted(LAUNCH / 'study.py')} job {quoted(out)} "
             f"{quoted(job.name)}", ""])
+
+
+def take_stops():
+    """A stop ends the run that is on, then this process."""
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
 
 
 def run_one(folder, name):
@@ -150,6 +162,7 @@ def run_one(folder, name):
     job = Job(**state["jobs"][name])
     runner = Runner(pathlib.Path(folder).resolve() / "runs", state["program"], state["hostfile"],
                     state["run_minutes"])
+    take_stops()
     outcome = runner.finished(job) or runner.run(job)
     if outcome.message:
         say(outcome.message)

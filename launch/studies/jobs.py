@@ -142,6 +142,13 @@ class Runner:
                 os.replace(part, failed / f"{job.name}-{number}")
                 return
 
+    def last_failure(self, job):
+        """What the newest failed run of this job said; None where none failed."""
+        for number in range(999, 0, -1):
+            if outcome := outcome_of(self.runs / "failed" / f"{job.name}-{number}"):
+                return f"{outcome.message} (exit code {outcome.code})"
+        return None
+
     def run(self, job):
         part = self.runs / f"{job.name}.part"
         shutil.rmtree(part, ignore_errors=True)

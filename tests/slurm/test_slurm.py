@@ -159,6 +159,40 @@ def test_scaling(slurm, tmp_path):
     assert (tmp_path / "out/table.txt").read_text().count("valid=true") == 4
 
 
+def test_a_study_is_submitted(slurm, tmp_path):
+    """launch/study.py --submit: a job for each run, none twice, gathered by the same command."""
+    out = tmp_path / "study"
+
+    def study(code=0):
+        p = slurm.run(drover.PYTHON, drover.ROOT / "launch/study.py", "scaling", "--model", "synthetic:tiny",
+                      "--dataset", "synthetic:24x16:32", "--max-new-tokens", 16, "--out", out, "--ranks", "1,2",
+                      "--grids", "tp1,dp2", "--repeat", 1, "--submit", "--sbatch=--time=5", "--sbatch=--hold",
+                      env={"DROVER_BIN": drover.BINARY}, check=False, timeout=120)
+        assert p.returncode == code, p.stdout + p.stderr
+        return p.stderr
+
+    def numbers():
+        return json.loads((out / "study.json").read_text())["submitted"]
+
+    pytest.importorskip("matplotlib", reason="launch/setup.sh installs it")
+    assert "2 jobs submitted, 0 were in the queue" in study()
+    first = numbers()
+    assert "0 jobs submitted, 2 were in the queue" in study() and numbers() == first
+    two = next(name for name in first if "dp2" in name)
+    assert "NumTasks=2 " in slurm.run("scontrol", "show", "job", "-o", first[two]).stdout
+    slurm.run("scancel", first[two])
+    slurm.wait_for_end(first[two])
+    slurm.wait_for(lambda: "1 jobs submitted, 1 were in the queue" in study(), 20, "not submitted again")
+    for number in numbers().values():
+        slurm.run("scontrol", "release", number)
+        assert slurm.wait_for_end(number, output=out / f"scripts/{number}.log") == ("COMPLETED", 0)
+    assert "2 of 2 runs are there already" in study()
+    for name in first:
+        result = json.loads((out / "runs" / name / "result.json").read_text())
+        assert result["valid"] is True and "srun --mpi=pmix" in (out / "runs" / name / "run.log").read_text()
+    assert (out / "report.html").exists()
+
+
 def test_without_slurm_or_topology(tmp_path):
     """What is said where something is missing; needs no Slurm."""
     bare = {"PATH": str(tmp_path), "DROVER_BIN": drover.BINARY}

@@ -125,7 +125,16 @@ while true; do
   wait "$child"
   code=$?
   kill -0 "$child" 2>/dev/null || break
-  if [[ $asked_to_stop -eq 1 ]]; then kill -TERM "$child" 2>/dev/null; asked_to_stop=2; fi
+  if [[ $asked_to_stop -eq 1 ]]; then
+    asked_to_stop=2
+    if [[ $launcher == srun ]]; then
+      # srun does not pass TERM on, it kills. Of two USR1 the first ends a run at a safe point, the second at once.
+      kill -USR1 "$child" 2>/dev/null
+      (sleep 3 && kill -USR1 "$child") >/dev/null 2>&1 &
+    else
+      kill -TERM "$child" 2>/dev/null
+    fi
+  fi
   if [[ $warned -eq 1 ]]; then warned=0; kill -USR1 "$child" 2>/dev/null; fi
 done
 # A signal may have come in the moment of the end: bash still knows how it was.

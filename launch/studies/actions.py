@@ -132,7 +132,7 @@ def main(args):
     args.chosen_grid = grids.parse(args.grid) if args.grid else grids.Grid(
         1, 1, min(8, program.cores()))
     if args.model_16bit:
-        program.check_inputs(args.program, args.model_16bit, None)
+        program.check_16bit(args.program, args.model_16bit, args.model)
     if args.common["scenario"] != "offline":
         raise StudyError(USAGE, "the table of actions is for --scenario offline")
     actions = actions_of(args)

@@ -186,9 +186,10 @@ class Runner:
             raise
 
     def end_child(self):
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        # First run.sh alone, which tells its launcher once: srun kills at a second signal.
+        for kill, number in ((os.kill, signal.SIGTERM), (os.killpg, signal.SIGKILL)):
             try:
-                os.killpg(self.child.pid, number)
+                kill(self.child.pid, number)
                 self.child.wait(timeout=STOP_SECONDS)
                 return
             except subprocess.TimeoutExpired:

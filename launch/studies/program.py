@@ -5,7 +5,7 @@ import pathlib
 import re
 import subprocess
 
-from .errors import BAD_INPUT, ENVIRONMENT, StudyError
+from .errors import BAD_INPUT, ENVIRONMENT, USAGE, StudyError
 from .jobs import LAUNCH
 
 
@@ -33,6 +33,22 @@ def check_inputs(program, model, dataset):
         if file and not file.startswith("synthetic:") and not os.access(file, os.R_OK):
             raise StudyError(BAD_INPUT, f"{what} {file}: there is no such file, or it cannot be read")
     return shape(program, model)
+
+
+def check_16bit(program, file, model):
+    """--model-16bit is a store of 16 bits, of the same sizes as --model."""
+    if not os.access(file, os.R_OK):
+        raise StudyError(BAD_INPUT, f"--model-16bit {file}: there is no such file, or it cannot be read")
+    told = ask(program, "inspect", file, "--no-verify")
+    weights = re.search(r"^weights\s+(\S+)", told.stdout, re.M)
+    if told.returncode != 0 or not weights:
+        raise StudyError(BAD_INPUT, f"--model-16bit {file}: {told.stderr.strip().removeprefix('drover: ')}")
+    if weights[1].rstrip(",") not in ("f16", "bf16"):
+        raise StudyError(USAGE, f"--model-16bit {file} has {weights[1]} weights, not 16 bits: import the "
+                         "unquantized checkpoint (data/import_hf.py)")
+    ours = shape(program, model)
+    if ours and (theirs := shape(program, file)) != ours:
+        raise StudyError(USAGE, f"--model-16bit {file} is another model: {theirs} where --model has {ours}")
 
 
 def shape(program, model):

@@ -15,15 +15,18 @@ PROBE_QUERIES = 459
 # MLPerf Inference: a run lasts ten minutes at least, and goes over the whole set.
 FULL_SECONDS, FULL_QUERIES = 600, 24576
 OFFLINE_SLACK = 1.1  # LoadGen issues so much more than target_qps times the duration
-FASTER_THAN_OFFLINE = 1.5  # a short Offline run is mostly ramp and drain
+FASTER_THAN_OFFLINE = 1.5  # a short Offline run is mostly ramp and drain; one of ten minutes is not
 MOST_PROBES = 24
 STEPS_DOWN = 4
+STEP_DOWN, FULL_STEP_DOWN = 0.97, 0.93  # each step of MLPerf's length costs ten minutes
 
 
 def add_arguments(parser):
     parser.add_argument("--grid", default="tp1", help="such as tp2pp1dp1 (default: one rank)")
     parser.add_argument("--start", type=float, help="first rate to try (default: from a short Offline "
                         "run)")
+    parser.add_argument("--dry-run", action="store_true", help="tell how long the study would last, and "
+                        "run nothing but the short Offline run (with --start not even that)")
     parser.add_argument("--within", type=float, default=0.05, help="stop when the valid and the "
                         "invalid rate are so close (default %(default)s)")
 
@@ -78,8 +81,21 @@ class Search:
         steady = row["steady_tokens_per_second"] or row["output_tokens_per_second"]
         return row["samples_per_second"], steady / (row["output_tokens"] / row["samples"])
 
+    def probe_queries(self):
+        return max(PROBE_QUERIES, self.samples or 0)
+
+    def forecast(self, rate):
+        """How long everything lasts if the rate found is about this one."""
+        # From half of Offline's rate: twice at most to enclose it, then the gap is halved.
+        probes = 2 + math.ceil(math.log2(math.log(2) / math.log(1 + self.args.within)))
+        each = seconds_of(self.probe_queries(), rate)
+        say(f"about {probes} probes of {self.probe_queries()} queries, {duration(each)} each at {rate:g} "
+            f"queries/s, and loading the model each time")
+        say(self.told(rate) + (f"; up to {STEPS_DOWN} of them, each a little slower, while they are not valid"
+                               if self.args.mlperf_length else ""))
+
     def probe(self, rate):
-        queries = max(PROBE_QUERIES, self.samples or 0)
+        queries = self.probe_queries()
         row = self.run(f"probe-{rate:g}", {"demo": True, "target-qps": rate},
                        f"probe at {rate:g} queries/s: {queries} queries, about "
                        f"{duration(seconds_of(queries, rate))}")
@@ -113,14 +129,16 @@ class Search:
 
     def confirm(self, rate):
         """One run of its own at the rate found; a little less when chance was with the probe."""
+        first, step = rate, FULL_STEP_DOWN if self.args.mlperf_length else STEP_DOWN
         for _ in range(STEPS_DOWN):
             row = self.run(f"confirm-{rate:g}", self.confirmation(rate), self.told(rate))
             if row["valid"]:
                 return rate, row
             say(f"  not valid: {brief(row)}")
-            rate = rounded(rate * 0.97)
-        raise StudyError(INVALID, f"no rate from {rate / 0.97**STEPS_DOWN:.3g} down to {rate:g} was "
-                         "confirmed; start again with a lower --start")
+            tried, rate = rate, rounded(rate * step)
+        raise StudyError(INVALID, f"no rate from {first:g} down to {tried:g} was confirmed; the short probes "
+                         f"are too kind here: more --samples, or --start {rate:g} with --within "
+                         f"{self.args.within:g}")
 
     def confirmation(self, rate):
         if self.args.mlperf_length:
@@ -130,18 +148,28 @@ class Search:
 
     def told(self, rate):
         if not self.args.mlperf_length:
-            queries = max(PROBE_QUERIES, self.samples or 0)
+            queries = self.probe_queries()
             return (f"confirmation at {rate:g} queries/s: {queries} queries, about "
                     f"{duration(seconds_of(queries, rate))} (short: not of MLPerf's length)")
         return f"confirmation at {rate:g} queries/s, {full_length(self.args, rate)}"
 
 
+def full_queries(args):
+    return FULL_QUERIES if benchmark(args).startswith("llama2-70b") else 0
+
+
 def full_length(args, rate):
     """How long MLPerf's length is at this rate, in words."""
-    queries = FULL_QUERIES if benchmark(args).startswith("llama2-70b") else 0
-    most = max(FULL_SECONDS, seconds_of(queries, rate))
-    return (f"at least {max(queries, math.ceil(rate * FULL_SECONDS)):,} queries, about "
+    most = max(FULL_SECONDS, seconds_of(full_queries(args), rate))
+    return (f"at least {max(full_queries(args), math.ceil(rate * FULL_SECONDS)):,} queries, about "
             f"{duration(most)}")
+
+
+def offline_length(args, rate):
+    """Likewise of an Offline run, which LoadGen sizes by target_qps."""
+    samples = max(full_queries(args), math.ceil(OFFLINE_SLACK * rate * FULL_SECONDS))
+    return (f"LoadGen will issue {samples:,} samples, which last about "
+            f"{duration(seconds_of(samples, rate))} (at least {duration(FULL_SECONDS)} are wanted)")
 
 
 def benchmark(args):
@@ -162,28 +190,38 @@ def main(args):
     scenario = args.common["scenario"]
     if scenario == "singlestream":
         raise StudyError(USAGE, "qps is for offline, server and interactive; SingleStream has no rate")
+    if args.mlperf_length and (given := {"ttft-ms", "tpot-ms"} & args.common.keys()):
+        raise StudyError(USAGE, f"--{sorted(given)[0]} with --mlperf-length: {benchmark(args)} has limits "
+                         "of MLPerf's, and the last run would be refused; leave one of them out")
     plots.library()
     samples = args.samples or program.sample_count(args.program, args.dataset)
     with Study(args, args.command_line) as study:
         search = Search(args, study, samples)
+        if args.dry_run and args.start:
+            search.forecast(args.start)
+            return 0
         whole, steady = search.offline()
         say(f"Offline: {whole:.3g} samples/s over all, {steady:.3g} in steady state")
         if scenario == "offline":
             rate, row = rounded(steady), None
-            say(f"target_qps {rate:g}: LoadGen will issue {math.ceil(OFFLINE_SLACK * rate * FULL_SECONDS):,}"
-                f" samples, which last about {duration(OFFLINE_SLACK * rate * FULL_SECONDS / steady)} "
-                f"(at least {duration(FULL_SECONDS)} are wanted)")
+            say(f"target_qps {rate:g}: {offline_length(args, rate)}")
+        elif args.dry_run:
+            search.forecast(rounded(args.start or whole / 2))
+            return 0
         else:
-            rate = search.highest(args.start or whole / 2, FASTER_THAN_OFFLINE * max(whole, steady))
+            # In ten minutes a queue grows too long at any rate above Offline's.
+            most = max(whole, steady) * (1 if args.mlperf_length else FASTER_THAN_OFFLINE)
+            rate = search.highest(args.start or whole / 2, most)
             rate, row = search.confirm(rate)
         write(study, args, search, rate, row)
     return 0
 
 
-def user_conf(args, rate, row):
+def user_conf(args, rate, verdict):
+    """`verdict`: of the confirming run; None where there was none."""
     name = "Offline" if args.common["scenario"] == "offline" else "Server"
-    marked = ("estimated from a short Offline run's steady state" if row is None else
-              "confirmed by a run of MLPerf's length" if args.mlperf_length else
+    marked = ("estimated from a short Offline run's steady state" if verdict is None else
+              f"confirmed by a full run: {verdict}" if args.mlperf_length else
               "confirmed by a short run only")
     return (f"# Made by study.py qps, {today()}; {marked}.\n# {args.command_line}\n"
             f"{benchmark(args)}.{name}.target_qps = {rate:g}\n")
@@ -191,7 +229,9 @@ def user_conf(args, rate, row):
 
 def write(study, args, search, rate, row):
     conf = study.folder / "user.conf"
-    files.write_text(conf, user_conf(args, rate, row))
+    verdict = row and files.read_json(study.runner.runs / row["run"] / "result.json")["verdict"]
+    written = user_conf(args, rate, verdict)
+    files.write_text(conf, written)
     write_runs(study.folder, search.rows, target_qps=rate)
     gallery = plots.Gallery(study.folder / "plots")
     probes = [r for r in search.rows if r["kind"] in ("probe", "confirm")]
@@ -222,7 +262,7 @@ def write(study, args, search, rate, row):
             f"{short(args.dataset)} · {args.common['scenario']} · {search.grid} · {today()}"),
         "\n".join([page.tiles(*tiles), words, figures_html, "<h2>All runs</h2>",
                    "<p>Probes are short runs that only steer the search.</p>", table,
-                   "<h2>user.conf</h2>", f"<pre>{page.text(user_conf(args, rate, row))}</pre>",
+                   "<h2>user.conf</h2>", f"<pre>{page.text(written)}</pre>",
                    "<h2>Environment</h2>", page.environment(search.rows)]),
         args.command_line, today()))
     say(f"target_qps {rate:g}, kept in {conf}; report: {study.folder}/report.html")

@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 
 import drover
@@ -108,6 +110,62 @@ def test_actions_on_one_core_are_few(tmp_path):
         "static", "bf16", "50", "1")
     assert "One after the other" in table and "synthetic dataset has no reference" in (
         out / "report.html").read_text()
+
+
+def test_actions_with_a_16_bit_model(tmp_path):
+    """One small model twice, as GPTQ and in the 16 bits that its codes stand for."""
+    pytest.importorskip("safetensors", reason="launch/setup.sh installs it")
+    sys.path[:0] = [str(drover.ROOT / "tests/data"), str(drover.ROOT / "data")]
+    import hf_folders
+    tokenizer = hf_folders.byte_level_tokenizer()
+    truth = hf_folders.write_gptq(tmp_path / "int4", tokenizer)
+    tensors, _ = hf_folders.plain_parts(np.random.default_rng(1))
+    for layer in range(hf_folders.LAYERS):
+        for name in hf_folders.LINEAR:
+            weights = truth[f"layers.{layer}.{hf_folders.OURS[name]}"]
+            tensors[f"model.layers.{layer}.{name}.weight"] = weights.astype(np.float16)
+    hf_folders.write_folder(tmp_path / "f16", tensors, hf_folders.config(), tokenizer, 1)
+    for name in ("int4", "f16"):
+        subprocess.run([drover.PYTHON, drover.ROOT / "data/import_hf.py", tmp_path / name, "--out",
+                        tmp_path / f"{name}.h5"], check=True, capture_output=True, timeout=60)
+    out = tmp_path / "actions"
+    study("actions", "--model", tmp_path / "int4.h5", "--model-16bit", tmp_path / "f16.h5", "--dataset",
+          "synthetic:8x8:32", "--max-new-tokens", 8, "--out", out, "--repeat", 1, "--grid", "tp1")
+    kept = json.loads((out / "results.json").read_text())
+    lines = {(line["part"], line["action"]): line for line in kept["table"]}
+    for part in ("alone", "cumulative", "left out"):
+        assert lines[part, "INT4 weights"]["ratio"] > 0, lines[part, "INT4 weights"]
+    for run in kept["runs"]:
+        taken = run["label"].split("+")
+        model = json.loads((out / "runs" / run["run"] / "result.json").read_text())["settings"]["model"]
+        assert model.endswith("int4.h5" if "int4" in taken or run["label"] == "all" else "f16.h5"), run["label"]
+    none = study("actions", "--model", tmp_path / "int4.h5", "--model-16bit", tmp_path / "none.h5", "--dataset",
+                 "synthetic:8x8:32", "--out", tmp_path / "no", code=3)
+    assert "--model-16bit" in none and "no such file" in none
+    wrong = study("actions", "--model", tmp_path / "int4.h5", "--model-16bit", tmp_path / "int4.h5",
+                  "--dataset", "synthetic:8x8:32", "--out", tmp_path / "no", code=2)
+    assert "16 bits" in wrong
+
+
+def test_qps_of_mlperfs_length(tmp_path):
+    """Told beforehand; the last run is LoadGen's own length, here cut short by a user.conf."""
+    words = ("qps", "--model", "synthetic:tiny", "--dataset", "synthetic:8x8:32", "--max-new-tokens", 8,
+             "--scenario", "server", "--mlperf-length", "--within", 1, "--out", tmp_path / "out")
+    told = study(*words, "--dry-run", "--start", 3.5)
+    assert "at least 24,576 queries, about 1 h 57 min" in told and "459 queries, 2 min 11 s each" in told
+    assert not list(tmp_path.glob("out/runs/*"))
+    assert "limits of MLPerf's" in study(*words, "--", "--ttft-ms", 400, code=2)
+    short = tmp_path / "short.conf"
+    short.write_text("llama2-70b.Server.min_duration = 2000\nllama2-70b.Server.min_query_count = 460\n")
+    told = study(*words, "--start", 200, "--", "--threads", 1, "--user-conf", short)
+    assert "queries, about" in told.split("confirmation at ")[1]
+    conf = (tmp_path / "out/user.conf").read_text()
+    assert "confirmed by a full run: VALID" in conf
+    rate = float(conf.split("llama2-70b.Server.target_qps = ")[1])
+    runs = json.loads((tmp_path / "out/results.json").read_text())["runs"]
+    last = [r for r in runs if r["kind"] == "confirm"][-1]
+    assert last["valid"] and last["target_qps"] == rate and last["duration_s"] >= 2
+    assert [r["kind"] for r in runs][:2] == ["offline", "probe"]
 
 
 def test_qps_finds_a_rate_and_keeps_it(tmp_path):

@@ -193,6 +193,21 @@ def test_a_study_is_submitted(slurm, tmp_path):
     assert (out / "report.html").exists()
 
 
+def test_a_job_of_a_study_is_stopped(slurm, tmp_path):
+    """As before its time limit: srun would kill the ranks, run.sh has them write down why they end."""
+    out = tmp_path / "study"
+    pytest.importorskip("matplotlib", reason="launch/setup.sh installs it")
+    slurm.run(drover.PYTHON, drover.ROOT / "launch/study.py", "scaling", "--model", "synthetic:tiny", "--dataset",
+              "synthetic:24x64:20000", "--max-new-tokens", 64, "--out", out, "--ranks", 2, "--grids", "dp2",
+              "--repeat", 1, "--submit", env={"DROVER_BIN": drover.BINARY})
+    number = next(iter(json.loads((out / "study.json").read_text())["submitted"].values()))
+    slurm.wait_for(lambda: list(out.glob("runs/*.part/performance/journal.jsonl")), 60, slurm.logs)
+    slurm.run("scancel", "--batch", "--signal=TERM", number)
+    assert slurm.wait_for_end(number, 30)[0] == "FAILED"
+    result = json.loads(next(out.glob("runs/*.part/result.json")).read_text())
+    assert result["valid"] is False and "asked to stop" in result["error"]
+
+
 def test_without_slurm_or_topology(tmp_path):
     """What is said where something is missing; needs no Slurm."""
     bare = {"PATH": str(tmp_path), "DROVER_BIN": drover.BINARY}

@@ -105,17 +105,17 @@ std::unique_ptr<NcclHandle> NcclHandle::init(const NcclContext& context, const s
 std::unique_ptr<NcclHandle> NcclHandle::split(int color, int key, const std::string& name,
                                               Kind kind) {
   std::unique_ptr<NcclHandle> part(new NcclHandle(context_, name));
-  ncclConfig_t config = config_of(kind);
-  ncclResult_t result;
-  {
-    const std::lock_guard lock(state_->mutex);
-    if (state_->comm == nullptr) fail_aborted("splitting it");
-    result = ncclCommSplit(state_->comm, color < 0 ? NCCL_SPLIT_NOCOLOR : color, key,
-                           &part->state_->comm, &config);
-  }
-  if (result != ncclSuccess && result != ncclInProgress) fail("splitting it", result);
+  const std::string what = fmt::format("splitting it into '{}'", name);
   try {
-    await(fmt::format("splitting it into '{}'", name).c_str());
+    // It should return at once, but nobody says that it waits for no peer: seen to hang once.
+    const ncclResult_t result =
+        beside(what.c_str(), deadline_in(context_.seconds),
+               [color, key, made = part->state_, config = config_of(kind)](ncclComm_t c) mutable {
+                 return ncclCommSplit(c, color < 0 ? NCCL_SPLIT_NOCOLOR : color, key, &made->comm,
+                                      &config);
+               });
+    if (result != ncclSuccess && result != ncclInProgress) fail(what.c_str(), result);
+    await(what.c_str());
   } catch (...) {
     // Ends the part that is being made, too. Where NCCL writes it must stay.
     const ncclComm_t comm = take(*state_, 0.1);
@@ -193,15 +193,13 @@ void NcclHandle::await(const char* what) {
   wait_until(ready, deadline_in(context_.seconds), context_.interrupt, waiting_text(what).c_str());
 }
 
-void NcclHandle::guarded(const char* what, cudaStream_t stream,
-                         const std::function<ncclResult_t(ncclComm_t)>& call) {
+ncclResult_t NcclHandle::beside(const char* what, Deadline deadline,
+                                const std::function<ncclResult_t(ncclComm_t)>& call) {
   struct Outcome {
     std::atomic<bool> there{false};
     ncclResult_t result = ncclSuccess;
   };
   const Waiting waiting(context_.progress);
-  const auto deadline = deadline_in(context_.seconds);
-  const std::string text = waiting_text(what);
   auto outcome = std::make_shared<Outcome>();
   std::thread worker([outcome, call, state = state_, device = context_.device] {
     cudaSetDevice(device);
@@ -211,17 +209,24 @@ void NcclHandle::guarded(const char* what, cudaStream_t stream,
   });
   try {
     wait_until([&] { return outcome->there.load(std::memory_order_acquire); }, deadline,
-               context_.interrupt, text.c_str());
+               context_.interrupt, waiting_text(what).c_str());
   } catch (...) {
     state_->left = true;
     worker.detach();
     throw;
   }
   worker.join();
-  if (outcome->result != ncclSuccess) fail(what, outcome->result);
+  return outcome->result;
+}
+
+void NcclHandle::guarded(const char* what, cudaStream_t stream,
+                         const std::function<ncclResult_t(ncclComm_t)>& call) {
+  const auto deadline = deadline_in(context_.seconds);
+  const ncclResult_t result = beside(what, deadline, call);
+  if (result != ncclSuccess) fail(what, result);
   const CudaEvent done;
   done.record(stream);
-  done.wait(deadline, context_.interrupt, text.c_str());
+  done.wait(deadline, context_.interrupt, waiting_text(what).c_str());
 }
 
 void NcclHandle::fail(const char* what, ncclResult_t result) const {

@@ -78,6 +78,10 @@ class NcclHandle {
   NcclHandle(const NcclContext& context, const std::string& name);
   void adopt();  // once it is made: its rank and size, and into the list of all
   void await(const char* what);
+  // A call on a thread of its own, until the deadline; then it is left where it is, with what it
+  // owns.
+  ncclResult_t beside(const char* what, Deadline deadline,
+                      const std::function<ncclResult_t(ncclComm_t)>& call);
   [[noreturn]] void fail(const char* what, ncclResult_t result) const;
   [[noreturn]] void fail_aborted(const char* what) const;
   std::string waiting_text(const char* what) const;

@@ -146,6 +146,9 @@ class Backend {
   // Weights. `parts` are stacked along the rows and have the same columns; their permutations are
   // the caller's business (gather_columns).
   virtual std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) = 0;
+  // For gate_up() and nothing else: a gate's weights and an up projection's of the same shape. A
+  // backend may mix their rows.
+  virtual std::unique_ptr<Linear> load_gate_up(std::span<const WeightTensor> parts) = 0;
   virtual std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) = 0;
   virtual void loaded() = 0;  // frees what only loading needs
   // A layer of this shape as the vendor's library runs it in FP8, a yardstick for load_linear's:
@@ -217,6 +220,11 @@ class Backend {
   // features].
   virtual void silu_gate(const void* in, const LinearInput& out, int64_t rows, int64_t features,
                          Stream s) = 0;
+
+  // silu_gate of linear in one: out[r, j] = silu(gate_j(in[r])) * up_j(in[r]), both rounded to the
+  // activations' type before. scratch [padded rows, w.rows] of that type is used as it suits.
+  virtual void gate_up(const Linear& w, const LinearInput& in, void* scratch,
+                       const LinearInput& out, int64_t rows, Stream s) = 0;
 
   // The best token of each row; the lowest id wins a tie; NaN never wins. Rows whose
   // forbid_eos[r] != 0 exclude eos_ids (the first new token).  logits [rows, vocab_count] f32.

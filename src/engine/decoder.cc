@@ -122,7 +122,8 @@ DecoderLayer Decoder::load_layer(WeightSource& source, int64_t layer) {
   l.mlp_norm = load_vector(w.mlp_norm);
   l.qkv = load(w.qkv);
   l.o = load({&w.o, 1});
-  l.gate_up = load(w.gate_up);
+  l.gate_up = backend_.load_gate_up(w.gate_up);
+  weight_bytes_ += l.gate_up->bytes;
   l.down = load({&w.down, 1});
   l.qkv_index = load_index(w.qkv.front().permutation);
   l.o_index = load_index(w.o.permutation);
@@ -265,12 +266,10 @@ void Decoder::mlp_block(const DecoderLayer& w, int64_t n) {
   const int64_t inner = shard_.intermediate.size();
   LinearInput in =
       column_input(written(normed_, *w.gate_up, w.gate_up_index), *w.gate_up, w.gate_up_index, n);
+  const LinearInput gated = written(gated_, *w.down, w.down_index);
   at_("gate_up");
-  backend_.linear(*w.gate_up, in, gate_up_.data(), n, false, s);  // [n, 2 * inner]
-  in = written(gated_, *w.down, w.down_index);
-  at_("silu");
-  backend_.silu_gate(gate_up_.data(), in, n, inner, s);  // [n, inner]
-  in = row_input(in, *w.down, w.down_index, n, inner);
+  backend_.gate_up(*w.gate_up, in, gate_up_.data(), gated, n, s);  // [n, inner]
+  in = row_input(gated, *w.down, w.down_index, n, inner);
   at_("down");
   backend_.linear(*w.down, in, delta_.data(), n, false, s);  // [n, hidden], a partial sum
 }

@@ -27,6 +27,7 @@ constexpr std::array kOrder = {"embed",
                                "o",
                                "gate_up",
                                "silu",
+                               "quantize gated",
                                "down",
                                "gather columns",
                                "output",
@@ -51,6 +52,7 @@ constexpr Rule kRules[] = {{"nccl", kCommunication},
                            {"GateRows", "silu"},
                            {"silu_kernel", "silu"},
                            {"PlainRows", "quantize"},
+                           {"GatedRows", "quantize gated"},
                            {"GatheredRows", "gather columns"},
                            {"add_kernel", "norm"},
                            {"embed_kernel", "embed"},
@@ -78,18 +80,22 @@ struct Run {
 bool is(const Run& r, const char* operation) { return r.operation == operation; }
 bool tells_a_linear(const Run& r) {
   return is(r, "norm") || is(r, "rope + append") || is(r, "silu") || is(r, "argmax") ||
-         is(r, "quantize") || r.operation.starts_with("attention");
+         is(r, "quantize") || is(r, "quantize gated") || r.operation.starts_with("attention");
 }
 
+bool gates(const Run& r) { return is(r, "silu") || is(r, "quantize gated"); }
+
 // A forward is norm, qkv, rope, attention, o, norm, gate_up, silu, down, ..., norm, output, argmax.
-const char* linear_between(const Run* before, const Run* after) {
+// A linear that does silu itself may be followed by down at once.
+const char* linear_between(const Run* before, const Run* after, bool follows_linear) {
   if (before == nullptr) return "linear";
   // What attention wrote may be quantized apart.
   if (before->operation.starts_with("attention") || is(*before, "quantize")) return "o";
-  if (is(*before, "silu")) return "down";
+  if (gates(*before)) return "down";
   if (!is(*before, "norm") || after == nullptr) return "linear";
   if (is(*after, "rope + append")) return "qkv";
-  if (is(*after, "silu")) return "gate_up";
+  if (gates(*after)) return "gate_up";
+  if (is(*after, "norm")) return follows_linear ? "down" : "gate_up";
   if (is(*after, "argmax")) return "output";
   return "linear";
 }
@@ -104,7 +110,8 @@ void name_linears(std::vector<Run>& runs) {
   }
   told = nullptr;
   for (size_t i = 0; i < runs.size(); ++i) {
-    if (is(runs[i], "linear")) names[i] = linear_between(told, after[i]);
+    if (is(runs[i], "linear"))
+      names[i] = linear_between(told, after[i], i > 0 && is(runs[i - 1], "linear"));
     if (tells_a_linear(runs[i])) told = &runs[i];
   }
   for (size_t i = 0; i < runs.size(); ++i) {

@@ -117,6 +117,62 @@ TEST_P(LinearTest, StackedParts) {
   compare(parts, 9, "stacked");
 }
 
+// A gate and an up projection in one: as a linear of both and silu_gate after it would have it, but
+// that sums may be in another order, so that either may be rounded to its neighbour.
+TEST_P(LinearTest, GateUp) {
+  struct Shape {
+    int64_t inner, cols;
+    int group;
+  };
+  for (const auto& [inner, cols, group] :
+       {Shape{8, 128, 128}, {352, 1280, 128}, {1004, 384, 128}, {2056, 1152, 128}, {40, 192, 64}}) {
+    const auto part = [&] {
+      return random_weights(random_, WeightFormat::kInt4,
+                            group == 128 ? ZeroKind::kSymmetric : ZeroKind::kZeroPoints, group,
+                            Dtype::kF16, inner, cols);
+    };
+    const WeightTensor parts[] = {part(), part()};
+    const auto apart = backend_->load_linear(parts), both = backend_->load_gate_up(parts);
+    ASSERT_EQ(both->rows, 2 * inner);
+    for (const int64_t rows : {1, 2, 17, 64, 129, 300}) {
+      const std::string what = fmt::format("{} rows, {} x {}", rows, inner, cols);
+      auto in = normals(static_cast<size_t>(rows * cols));
+      std::vector<float> scales;
+      const auto codes =
+          both->quantized_input ? quantize(in, rows, scales) : std::vector<uint8_t>();
+      const auto sums = run_codes(*apart, in, codes, scales, rows, false);
+
+      const auto padded = static_cast<size_t>(backend_->padded_rows(rows));
+      Buffer from(*backend_, activation_bytes(padded * cols)), scale(*backend_, padded * 4),
+          scratch(*backend_, activation_bytes(padded * 2 * inner)),
+          out(*backend_, activation_bytes(padded * inner));
+      if (both->quantized_input)
+        from.put(codes), scale.put(scales);
+      else
+        put_activations(from, in);
+      const LinearInput input{from.as<void>(), both->quantized_input ? scale.as<float>() : nullptr};
+      backend_->gate_up(*both, input, scratch.as<void>(), {out.as<void>()}, rows,
+                        backend_->stream());
+      const auto got = get_activations(out, static_cast<size_t>(rows * inner));
+      Quantized quantized(*backend_, rows, inner);
+      backend_->gate_up(*both, input, scratch.as<void>(), quantized.input(), rows,
+                        backend_->stream());
+      check_quantized(quantized, got, what);
+      const double unit = activation_unit();
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < inner; ++j) {
+          const double gate = sums[r * 2 * inner + j], up = sums[r * 2 * inner + inner + j];
+          // Silu's slope is 1.1 at most.
+          const double neighbours =
+              (1.1 * std::abs(gate) + std::abs(reference::silu(gate))) * std::abs(up) * 2 * unit;
+          const double want = reference::silu(gate) * up;
+          check(got[r * inner + j], want, neighbours + std::abs(want) * (6e-7 + 2 * unit) + 1e-30,
+                what);
+        }
+    }
+  }
+}
+
 // INT4 in symmetric groups of 128, which GPUs have kernels of their own for: row counts around
 // their tiles, widths that tiles do not divide, deep and shallow. Some outputs of each are
 // compared, all are written, and the same call gives the same bits.

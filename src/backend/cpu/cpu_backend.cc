@@ -84,6 +84,9 @@ class CpuBackend : public Backend {
   std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) override {
     return linears_.load(parts);
   }
+  std::unique_ptr<Linear> load_gate_up(std::span<const WeightTensor> parts) override {
+    return linears_.load(parts);
+  }
   std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
   void loaded() override {}
   std::unique_ptr<Linear> library_linear(int64_t, int64_t) override { return nullptr; }
@@ -100,6 +103,11 @@ class CpuBackend : public Backend {
   void attention(const Attention& a, const StepRows& step, Stream) override;
   void silu_gate(const void* in, const LinearInput& out, int64_t rows, int64_t features,
                  Stream) override;
+  void gate_up(const Linear& w, const LinearInput& in, void* scratch, const LinearInput& out,
+               int64_t rows, Stream s) override {
+    linear(w, in, scratch, rows, false, s);
+    silu_gate(scratch, out, rows, w.rows / 2, s);
+  }
   void argmax(const Argmax& a, Stream) override;
   void merge_argmax(const Candidate* candidates, int32_t shards, int64_t rows, int32_t* ids,
                     Stream) override;

@@ -145,6 +145,9 @@ class CudaBackend : public Backend {
   std::unique_ptr<Linear> load_linear(std::span<const WeightTensor> parts) override {
     return linears_.load(parts);
   }
+  std::unique_ptr<Linear> load_gate_up(std::span<const WeightTensor> parts) override {
+    return linears_.load_gate_up(parts);
+  }
   std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
   void loaded() override { linears_.loaded(); }
   std::unique_ptr<Linear> library_linear(int64_t rows, int64_t cols) override {
@@ -189,6 +192,18 @@ class CudaBackend : public Backend {
                  Stream s) override {
     cuda::silu_gate(in, out.data, out.scale, rows, features, as_stream(s));
     DROVER_CUDA_LAUNCHED("silu_gate");
+  }
+  void gate_up(const Linear& w, const LinearInput& in, void* scratch, const LinearInput& out,
+               int64_t rows, Stream s) override {
+    if (!cuda::LinearEngine::gates(w)) {
+      linear(w, in, scratch, rows, false, s);
+      return silu_gate(scratch, out, rows, w.rows / 2, s);
+    }
+    const bool quantizes = out.scale != nullptr;
+    linears_.run(w, in, quantizes ? scratch : out.data, rows, false);
+    if (!quantizes) return;
+    cuda::quantize_gated(scratch, out.data, out.scale, rows, w.rows / 2, as_stream(s));
+    DROVER_CUDA_LAUNCHED("quantizing gated rows");
   }
   void argmax(const Argmax& a, Stream s) override {
     cuda::argmax(a.logits, a.rows, a.vocab_begin, a.vocab_count, a.forbid_eos, a.eos_ids,

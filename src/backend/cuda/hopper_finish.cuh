@@ -105,8 +105,10 @@ struct Finish {
         for (int i = 0; i < 4; ++i) total[4 * j + i] *= (i % 2 == 0 ? scale.x : scale.y) * 256.0f;
       }
     }
-    // The next tile's scales may come once all have read these: store_rows begins with this, too.
-    if (a.f32_out || a.n % 8 != 0) {
+    // The next tile's scales may come once all have read these: the others begin with this, too.
+    if (a.gated) {
+      store_gated(a, sh, me, token, row, total);
+    } else if (a.f32_out || a.n % 8 != 0) {
       named_sync(1 + me.group, 128);
       store_each(a, me, token, row, total);
     } else {
@@ -129,14 +131,15 @@ struct Finish {
     }
   }
 
-  // 16 bytes a thread, up to five on their way from shared memory together.
+  // FEATURES of each token from shared memory, 16 bytes a thread, up to five on their way together.
+  template <int FEATURES>
   __device__ static void store_chunk(const Args& a, uint32_t buffer, int thread, int token,
-                                     int64_t row) {
-    constexpr int kAll = T::kOutTokens * 8, kEach = (kAll + 127) / 128;
-    constexpr int kAtOnce = kEach % 5 == 0 ? 5 : kEach < 4 ? kEach : 4;
-    static_assert(kEach % kAtOnce == 0);
-    const int64_t r = row + thread % 8 * 8;
-    auto* out = static_cast<__nv_bfloat16*>(a.out) + r;
+                                     int64_t feature, int64_t width) {
+    constexpr int kOf = FEATURES / 8, kAll = T::kOutTokens * kOf, kEach = (kAll + 127) / 128;
+    constexpr int kAtOnce = kEach % 5 == 0 ? 5 : kEach;
+    static_assert(kAtOnce <= 5);
+    const int64_t f = feature + thread % kOf * 8;
+    auto* out = static_cast<__nv_bfloat16*>(a.out) + f;
 #pragma unroll
     for (int k = 0; k < kEach; k += kAtOnce) {
       uint4 pieces[kAtOnce];
@@ -144,14 +147,52 @@ struct Finish {
       for (int i = 0; i < kAtOnce; ++i) {
         const int piece = (k + i) * 128 + thread;
         if (piece < kAll)
-          pieces[i] = load_shared(buffer + piece / 8 * T::kOutPitch + piece % 8 * 16);
+          pieces[i] = load_shared(buffer + piece / kOf * T::kOutPitch + piece % kOf * 16);
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int piece = (k + i) * 128 + thread, t = token + piece / 8;
-        if (piece < kAll && t < a.rows && r < a.n)
-          *reinterpret_cast<uint4*>(out + t * a.n) = pieces[i];
+        const int piece = (k + i) * 128 + thread, t = token + piece / kOf;
+        if (piece < kAll && t < a.rows && f < width)
+          *reinterpret_cast<uint4*>(out + t * width) = pieces[i];
       }
+    }
+  }
+
+  // silu(gate) * up of both tokens of a thread's four sums, whose rows g are the gate's and g + 8
+  // the up projection's; rounded as silu_gate (inputs.cu) has it from memory.
+  __device__ static uint32_t gated(const float* d) {
+    float y[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float x = __bfloat162float(__float2bfloat16_rn(d[i]));
+      y[i] = __fdividef(x, 1.0f + __expf(-x)) * __bfloat162float(__float2bfloat16_rn(d[2 + i]));
+    }
+    return pack(y[0], y[1]);
+  }
+
+  // 32 features of a token.
+  __device__ static void store_gated(const Args& a, const Shared& sh, const Consumer& me, int token,
+                                     int64_t row, const float (&sums)[T::kSums]) {
+    const uint32_t buffer = sh.out + me.group * T::kOutBytes;
+    constexpr int kMatrices = T::kOutTokens / 8, kAtOnce = kMatrices < 4 ? kMatrices : 4;
+    static_assert(kMatrices % kAtOnce == 0);
+#pragma unroll
+    for (int first = 0; first < T::kTokens; first += T::kOutTokens) {
+      named_sync(1 + me.group, 128);
+      const uint32_t to = buffer + me.warp * 16 + me.lane % (8 * kAtOnce) * T::kOutPitch;
+#pragma unroll
+      for (int j = 0; j < kMatrices; j += kAtOnce) {
+        const float* d = sums + (first / 8 + j) * 4;
+        if constexpr (kAtOnce == 1)
+          store_transposed(to, gated(d));
+        else if constexpr (kAtOnce == 2)
+          store_transposed(to, gated(d), gated(d + 4));
+        else
+          store_transposed(to + j * 8 * T::kOutPitch, gated(d), gated(d + 4), gated(d + 8),
+                           gated(d + 12));
+      }
+      named_sync(1 + me.group, 128);
+      store_chunk<32>(a, buffer, me.thread, token + first, row / 2, a.n / 2);
     }
   }
 
@@ -173,7 +214,7 @@ struct Finish {
                            pack(d[0], d[1]), pack(d[2], d[3]), pack(d[4], d[5]), pack(d[6], d[7]));
       }
       named_sync(1 + me.group, 128);
-      store_chunk(a, buffer, me.thread, token + first, row);
+      store_chunk<64>(a, buffer, me.thread, token + first, row, a.n);
     }
   }
 };

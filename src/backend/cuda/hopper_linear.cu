@@ -21,6 +21,18 @@ __device__ uint32_t signed_nibble(int q) {
   return static_cast<uint32_t>(q < 8 ? (7 - q) * 2 + 1 : (q - 8) * 2);
 }
 
+// Where a row of the stack comes from: its row of the part that begins at `row_begin`, or -1.
+__device__ int64_t row_of_part(const HopperWeights& w, const RepackSource& f, int64_t row_begin,
+                               int64_t row) {
+  if (w.gated) {  // the gate begins at 0, the up projection behind it
+    if (row / 8 % 2 != (row_begin > 0 ? 1 : 0)) return -1;
+    row = row / 16 * 8 + row % 8;
+  } else {
+    row -= row_begin;
+  }
+  return row >= 0 && row < f.rows ? row : -1;
+}
+
 // A thread makes one word of a record: of 64-row tile, block of columns, word of 1,024. Words of a
 // thread of the warpgroup are [2 packs, 128 threads, 4 words]. e4m3, A registers of the k32 step j:
 // word 2 j has row g (low nibbles of the bytes) and row g + 8 (high) at columns 4 (lane % 4) on,
@@ -29,10 +41,11 @@ __device__ uint32_t signed_nibble(int q) {
 __global__ void repack_records(RepackSource f, int64_t row_begin, HopperWeights w) {
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   const int word = static_cast<int>(i % 1024), thread = word / 4 % 128;
-  const int64_t block = i / 1024 % w.blocks, half = row_begin / 64 + i / 1024 / w.blocks;
-  if (half > (row_begin + f.rows - 1) / 64) return;
+  const int64_t begin = w.gated ? 0 : row_begin, end = w.gated ? w.rows : row_begin + f.rows;
+  const int64_t block = i / 1024 % w.blocks, half = begin / 64 + i / 1024 / w.blocks;
+  if (half > (end - 1) / 64) return;
   const int j = word / 512 * 4 + word % 4;  // of the thread's 8 words
-  const int64_t row = half * 64 + thread / 32 * 16 + thread % 32 / 4 - row_begin;
+  const int64_t row = half * 64 + thread / 32 * 16 + thread % 32 / 4;
   const int lane = thread % 4;
   uint32_t bits = 0;
   for (int e = 0; e < 8; ++e) {
@@ -45,7 +58,8 @@ __global__ void repack_records(RepackSource f, int64_t row_begin, HopperWeights 
       r = row + e / 2 % 2 * 8, c = j * 16 + e / 4 * 8 + lane * 2 + e % 2;
       shift = e / 2 * 4 + e % 2 * 16;
     }
-    if (r < 0 || r >= f.rows) continue;
+    r = row_of_part(w, f, row_begin, r);
+    if (r < 0) continue;
     const int q = code_of(f, r, block * 128 + c);
     bits |= (w.fp8 ? signed_nibble(q) : static_cast<uint32_t>(q)) << shift;
   }
@@ -60,7 +74,10 @@ __global__ void repack_records(RepackSource f, int64_t row_begin, HopperWeights 
 __global__ void repack_record_scales(RepackSource f, int64_t row_begin, HopperWeights w) {
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (i >= f.rows * w.blocks) return;
-  const int64_t row = row_begin + i / w.blocks, block = i % w.blocks, half = row / 64;
+  const int64_t of_part = i / w.blocks, block = i % w.blocks;
+  const int64_t row =
+      w.gated ? of_part / 8 * 16 + (row_begin > 0 ? 8 : 0) + of_part % 8 : row_begin + of_part;
+  const int64_t half = row / 64;
   auto* record = static_cast<char*>(w.records) +
                  ((half / 2 * w.blocks + block) * 2 + half % 2) * kHopperRecord;
   const int64_t at = row % 64 / 16 * 16 + row % 8 * 2 + row % 16 / 8;
@@ -108,6 +125,8 @@ HopperWeights hopper_shape(bool fp8, bool bf16_scales, int64_t rows, int64_t col
   return w;
 }
 
+bool hopper_gates(int64_t rows) { return rows % 16 == 0; }
+
 size_t hopper_bytes(const HopperWeights& w) {
   return static_cast<size_t>(w.tiles) * static_cast<size_t>(w.blocks) * 2 * kHopperRecord;
 }
@@ -115,7 +134,8 @@ size_t hopper_bytes(const HopperWeights& w) {
 void hopper_repack(const RepackSource& from, int64_t row_begin, const HopperWeights& to,
                    cudaStream_t s) {
   if (from.rows == 0) return;
-  const int64_t halves = (row_begin + from.rows - 1) / 64 - row_begin / 64 + 1;
+  const int64_t begin = to.gated ? 0 : row_begin, end = to.gated ? to.rows : row_begin + from.rows;
+  const int64_t halves = (end - 1) / 64 - begin / 64 + 1;
   const int64_t words = halves * to.blocks * 1024, scales = from.rows * to.blocks;
   repack_records<<<static_cast<unsigned>(words / 256), 256, 0, s>>>(from, row_begin, to);
   repack_record_scales<<<static_cast<unsigned>((scales + 255) / 256), 256, 0, s>>>(from, row_begin,
@@ -209,7 +229,7 @@ bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in
   a.token_tiles = c.token_tiles, a.whole_tiles = c.whole_tiles, a.split_tiles = c.split_tiles;
   a.workers = c.workers, a.stages = c.stages;
   a.policy = c.token_tiles == 1 ? kEvictFirst : kEvictNormal;
-  a.f32_out = f32_out, a.bf16_scales = w.bf16_scales;
+  a.f32_out = f32_out, a.bf16_scales = w.bf16_scales, a.gated = w.gated;
   kernel.launch(a, map, c, s);
   return true;
 }

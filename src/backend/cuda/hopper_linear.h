@@ -20,6 +20,8 @@ namespace drover::cuda {
 struct HopperWeights {
   bool fp8 = false;  // codes are encoded for e4m3 inputs, else for bf16
   bool bf16_scales = false;
+  bool gated = false;          // rows are by turns eight of a gate and eight of an up projection;
+                               // what is written is silu(gate) * up, half as many features
   int64_t rows = 0, cols = 0;  // N, K; K a multiple of 128
   int tiles = 0;               // of 128 rows, an even number
   int blocks = 0;              // of 128 columns
@@ -31,6 +33,8 @@ inline constexpr int kHopperRecord = 4096 + 128;  // bytes
 bool hopper_fits(int compute_capability_major, int bits, int group, bool symmetric, int64_t cols);
 HopperWeights hopper_shape(bool fp8, bool bf16_scales, int64_t rows, int64_t cols);
 size_t hopper_bytes(const HopperWeights& w);
+// Whether a stack of so many rows, half of them the gate's, may be gated.
+bool hopper_gates(int64_t rows);
 // One part of a stack from row `row_begin` of it on; records are zero before the first part.
 void hopper_repack(const RepackSource& from, int64_t row_begin, const HopperWeights& to,
                    cudaStream_t s);
@@ -61,7 +65,8 @@ HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace
 // "128x128 cluster 2 stages 8 workers 66: 5,280 whole + 96 split tiles", for a person.
 int describe(const HopperConfig& c, char* to, size_t room);
 
-// in [rows, cols] bf16, or e4m3 with in_scale [rows]; out [rows, w.rows] bf16 or f32.
+// in [rows, cols] bf16, or e4m3 with in_scale [rows]; out [rows, w.rows] bf16 or f32, where w is
+// gated [rows, w.rows / 2] bf16.
 // False when the tensor map of `in` could not be made (never, if in is 16-byte aligned).
 bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in,
                    const float* in_scale, void* out, int64_t rows, bool f32_out,

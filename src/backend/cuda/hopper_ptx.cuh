@@ -226,6 +226,10 @@ __device__ __forceinline__ void store_transposed(uint32_t to, uint32_t a, uint32
                "r"(b)
                : "memory");
 }
+__device__ __forceinline__ void store_transposed(uint32_t to, uint32_t a) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(a)
+               : "memory");
+}
 
 __device__ __forceinline__ uint4 load_shared(uint32_t at) {
   uint4 v;

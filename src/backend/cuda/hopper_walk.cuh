@@ -17,7 +17,7 @@ struct Args {
   int token_tiles, whole_tiles, split_tiles;
   int workers, stages;
   uint64_t policy;  // of L2, for weights
-  bool f32_out, bf16_scales;
+  bool f32_out, bf16_scales, gated;
 };
 
 // A worker's run of columns of one tile.

@@ -272,6 +272,19 @@ __global__ void __launch_bounds__(kThreads, 2) write_kernel(PlainRows a, Output 
   write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) { return in[p]; });
 }
 
+struct GatedRows {
+  const Bf16* in;
+};
+
+template <int VEC, int PACKS, bool FP8>
+__global__ void __launch_bounds__(kThreads, 2) write_kernel(GatedRows a, Output out) {
+  dependency_launch();
+  dependency_wait();
+  const int64_t r = row_of_block(out);
+  const auto* in = reinterpret_cast<const Pack<VEC>*>(a.in + r * out.features);
+  write_row<VEC, PACKS, FP8>(out, r, [&](int, int p) { return in[p]; });
+}
+
 struct GatheredRows {
   const Bf16* in;  // [segments, rows, segment_cols]
   int64_t segment_cols;
@@ -382,6 +395,11 @@ void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, 
 void quantize_rows(const void* in, int64_t stride, void* out, float* out_scale, int64_t rows,
                    int64_t features, cudaStream_t s) {
   write(PlainRows{static_cast<const Bf16*>(in), stride}, {out, out_scale, features}, rows, s);
+}
+
+void quantize_gated(const void* in, void* out, float* out_scale, int64_t rows, int64_t features,
+                    cudaStream_t s) {
+  write(GatedRows{static_cast<const Bf16*>(in)}, {out, out_scale, features}, rows, s);
 }
 
 }  // namespace drover::cuda

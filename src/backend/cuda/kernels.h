@@ -42,6 +42,9 @@ void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, 
 // apart.
 void quantize_rows(const void* in, int64_t stride, void* out, float* out_scale, int64_t rows,
                    int64_t features, cudaStream_t s);
+// Likewise of rows that follow each other; by its name a trace tells whose they are.
+void quantize_gated(const void* in, void* out, float* out_scale, int64_t rows, int64_t features,
+                    cudaStream_t s);
 
 struct TokenCandidate {  // drover::Candidate
   float logit;

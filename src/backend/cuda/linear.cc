@@ -112,7 +112,7 @@ LinearEngine::~LinearEngine() {
   cublasLtDestroy(handle_);
 }
 
-std::unique_ptr<Linear> LinearEngine::load(std::span<const WeightTensor> parts) {
+std::unique_ptr<Linear> LinearEngine::load(std::span<const WeightTensor> parts, bool gate_up) {
   DROVER_CHECK(!parts.empty(), ExitCode::kInternal, "a linear of no parts");
   const WeightTensor& first = parts.front();
   int64_t rows = 0;
@@ -125,7 +125,7 @@ std::unique_ptr<Linear> LinearEngine::load(std::span<const WeightTensor> parts) 
                  p.group);
     rows += p.rows;
   }
-  auto w = quantized(first) ? load_quantized(parts, rows) : load_float(parts, rows);
+  auto w = quantized(first) ? load_quantized(parts, rows, gate_up) : load_float(parts, rows);
   w->rows = rows, w->cols = first.cols;
   fresh_ = true;
   return w;
@@ -144,11 +144,17 @@ RepackSource LinearEngine::upload(const WeightTensor& p) {
           d.minimums};
 }
 
-std::unique_ptr<Linear> LinearEngine::load_hopper(std::span<const WeightTensor> parts,
-                                                  int64_t rows) {
+bool LinearEngine::gates(const Linear& w) {
+  const auto* h = dynamic_cast<const HopperLinear*>(&w);
+  return h != nullptr && h->w.gated;
+}
+
+std::unique_ptr<Linear> LinearEngine::load_hopper(std::span<const WeightTensor> parts, int64_t rows,
+                                                  bool gate_up) {
   auto l = std::make_unique<HopperLinear>();
   const WeightTensor& first = parts.front();
   l->w = hopper_shape(fp8_inputs_, first.scale_dtype == Dtype::kBf16, rows, first.cols);
+  l->w.gated = gate_up && hopper_gates(rows);
   l->bytes = hopper_bytes(l->w);
   l->records = DeviceBytes(l->bytes, "weights", stream_);
   l->w.records = l->records.get();
@@ -164,7 +170,7 @@ std::unique_ptr<Linear> LinearEngine::load_hopper(std::span<const WeightTensor> 
 }
 
 std::unique_ptr<Linear> LinearEngine::load_quantized(std::span<const WeightTensor> parts,
-                                                     int64_t rows) {
+                                                     int64_t rows, bool gate_up) {
   const WeightTensor& first = parts.front();
   const bool known = first.group == 32 || first.group == 64 || first.group == 128;
   DROVER_CHECK(known && first.cols % first.group == 0, ExitCode::kBadInput,
@@ -173,7 +179,7 @@ std::unique_ptr<Linear> LinearEngine::load_quantized(std::span<const WeightTenso
   const int bits = first.format == WeightFormat::kInt4 ? 4 : 8;
   if (hopper_fits(compute_capability_major_, bits, first.group, first.zero == ZeroKind::kSymmetric,
                   first.cols))
-    return load_hopper(parts, rows);
+    return load_hopper(parts, rows, gate_up);
   auto l = std::make_unique<QuantizedLinear>();
   QuantizedWeights& w = l->w;
   w.bits = bits;

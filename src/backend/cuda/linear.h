@@ -49,7 +49,12 @@ class LinearEngine {
   LinearEngine(const LinearEngine&) = delete;
   LinearEngine& operator=(const LinearEngine&) = delete;
 
-  std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);
+  std::unique_ptr<Linear> load(std::span<const WeightTensor> parts) { return load(parts, false); }
+  std::unique_ptr<Linear> load_gate_up(std::span<const WeightTensor> parts) {
+    return load(parts, true);
+  }
+  // Whether run() writes silu(gate) * up of it, [rows, w.rows / 2].
+  static bool gates(const Linear& w);
   // Backend::library_linear.
   std::unique_ptr<Linear> library(int64_t rows, int64_t cols);
   WeightUploader& uploads() { return uploads_; }
@@ -60,8 +65,11 @@ class LinearEngine {
  private:
   struct Plan;
   RepackSource upload(const WeightTensor& part);
-  std::unique_ptr<Linear> load_hopper(std::span<const WeightTensor> parts, int64_t rows);
-  std::unique_ptr<Linear> load_quantized(std::span<const WeightTensor> parts, int64_t rows);
+  std::unique_ptr<Linear> load(std::span<const WeightTensor> parts, bool gate_up);
+  std::unique_ptr<Linear> load_hopper(std::span<const WeightTensor> parts, int64_t rows,
+                                      bool gate_up);
+  std::unique_ptr<Linear> load_quantized(std::span<const WeightTensor> parts, int64_t rows,
+                                         bool gate_up);
   std::unique_ptr<Linear> load_float(std::span<const WeightTensor> parts, int64_t rows);
   void run_quantized(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out);
   void run_library(const Linear& w, const LinearInput& in, void* out, int64_t rows);

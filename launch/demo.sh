@@ -53,9 +53,9 @@ fi
 
 if [[ -f $root/CMakeLists.txt ]]; then
   "$here/setup.sh"
-  echo "demo: building"
+  echo "demo: building, some minutes, more with CUDA's kernels (DROVER_CUDA=OFF leaves them out); log: $build/demo-build.log"
   if ! { [[ -f $build/release/build.ninja ]] || cmake -S "$root" -B "$build/release" -G Ninja \
-    -DCMAKE_BUILD_TYPE=Release; } >"$build/demo-build.log" 2>&1 ||
+    -DCMAKE_BUILD_TYPE=Release ${DROVER_CUDA:+-DDROVER_CUDA="$DROVER_CUDA"}; } >"$build/demo-build.log" 2>&1 ||
     ! ninja -C "$build/release" drover >>"$build/demo-build.log" 2>&1; then
     tail -n 40 "$build/demo-build.log" >&2
     echo "demo.sh: the build failed; all of it is in $build/demo-build.log" >&2

@@ -78,6 +78,16 @@ def clip(spans, begin, end):
             for s in spans if s["end"] > begin and s["begin"] < end]
 
 
+def apart(kernels):
+    """What each kernel adds to its stream: a kernel may be launched under the one before it, and waits
+    in there for its end (programmatic dependent launch)."""
+    ends = {}
+    for k in sorted(kernels, key=lambda k: k["begin"]):
+        last = ends.get(k["row"], k["begin"])
+        ends[k["row"]] = max(last, k["end"])
+        yield {**k, "begin": min(max(k["begin"], last), k["end"])}
+
+
 def host_at(rank, at):
     """What the host's threads were in, the innermost span of each."""
     inner = {}
@@ -138,8 +148,8 @@ def steps_of(steps, kernels):
 
 def report(rank, most_gaps):
     begin, end, steps = steady(rank)
-    kernels = clip(rank.spans["kernel"], begin, end)
-    device = kernels + clip(rank.spans["copy"], begin, end)
+    kernels = list(apart(clip(rank.spans["kernel"], begin, end)))
+    device = clip(rank.spans["kernel"], begin, end) + clip(rank.spans["copy"], begin, end)
     # Without CUPTI whole steps are all that is known of the device.
     source = "kernels and copies" if device else "steps"
     device = sorted(device or clip(rank.spans["step"], begin, end), key=lambda s: s["begin"])

@@ -30,7 +30,8 @@ def events(rank=0):
         out += [
             span("decode step", "step", begin, begin + 100, 1000, rank, step=1),
             span("linear_kernel", "kernel", begin, begin + 50, 1008, rank),
-            span("decode_kernel<128>", "kernel", begin + 50, begin + 70, 1008, rank),
+            # Launched under the linear, for whose end it waits.
+            span("decode_kernel<128>", "kernel", begin + 20, begin + 70, 1008, rank),
             span("write_kernel<8, true>(NormRows, Output)", "kernel", begin + 70, begin + 75, 1008, rank),
             span("ncclDevKernel_AllReduce", "kernel", begin + 72, begin + 90, 1016, rank),
             span("argmax_kernel", "kernel", begin + 92, begin + 98, 1008, rank),

@@ -25,8 +25,12 @@ exit 255
 
 
 class Hosts:
+    made = 0
+
     def __init__(self, folder, count):
-        tag = os.getpid() % 10000
+        # Names of their own: the kernel may still be taking the last ones down.
+        tag = (os.getpid() + 131 * Hosts.made) % 10000
+        Hosts.made += 1
         self.folder = pathlib.Path(folder)
         self.net = f"10.{200 + tag % 50}.{tag // 50 % 250}"
         self.bridge = f"drv{tag}"

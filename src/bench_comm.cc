@@ -5,6 +5,7 @@
 #include <iostream>
 #include <memory>
 
+#include "backend/backend.h"
 #include "base/formats.h"
 #include "base/host.h"
 #include "base/log.h"
@@ -13,6 +14,9 @@
 #include "command_line.h"
 #include "job.h"
 #include "serve/results.h"
+#ifdef DROVER_HAVE_CUDA
+#include "backend/cuda/cuda_backend.h"
+#endif
 
 namespace drover {
 
@@ -37,6 +41,7 @@ struct CommPlace {
   int calls = 1;     // between two looks at the clock
   int recorded = 0;  // in a CUDA graph; 0: none
   std::unique_ptr<CommDevice> device;
+  std::unique_ptr<Backend> backend;       // of GPUs: for sums with a norm
   std::unique_ptr<Comm> host, host_part;  // for the bench's own words
   std::unique_ptr<Comm> all, part;        // measured: part
 };
@@ -76,6 +81,7 @@ class CommBench {
       gather(bytes);
       there_and_back(bytes);
     }
+    if (place_.backend != nullptr) norms();
     return std::move(figures_);
   }
 
@@ -118,6 +124,43 @@ class CommBench {
     };
     CommFigure f{.operation = "send_recv", .type = Dtype::kU8, .bytes = bytes};
     figures_.push_back(measured(f, 1, 1, place_.calls, 2 * place_.calls, run));
+  }
+
+  // What a decode step has between two linears: a sum over the slots, the residual and a norm to
+  // e4m3. Over the communicator and then a norm, and, for few rows, all at once over peer memory.
+  void norms() {
+    constexpr int64_t kFeatures = 8192, kRows[] = {1, 4, 16, 32, 64};
+    constexpr size_t kRowBytes = 2 * kFeatures, kMost = kRows[4] * kRowBytes;
+    const int ranks = comm_.size();
+    comm_.reserve(kMost);
+    const auto sums = place_.backend->peer_sums(ranks, kFeatures);
+    const auto memory = sums.rows > 0 ? comm_.share(sums.bytes) : nullptr;
+    PeerBuffers peers{.rank = comm_.rank(), .memory = {}, .stop = nullptr};
+    for (int r = 0; memory != nullptr && r < ranks; ++r) peers.memory.push_back(memory->of(r));
+    if (memory != nullptr) peers.stop = memory->stop();
+    const Buffer residual(device_, kMost), delta(device_, kMost), out(device_, kMost);
+    const Buffer scales(device_, kRows[4] * sizeof(float));
+    const Buffer weight(device_, kFeatures * sizeof(float));
+    for (const int64_t rows : kRows) {
+      Backend::Norm a{.residual = residual.data,
+                      .delta = delta.data,
+                      .weight = static_cast<const float*>(weight.data),
+                      .out = {out.data, static_cast<float*>(scales.data)},
+                      .rows = rows,
+                      .features = kFeatures,
+                      .epsilon = 1e-5f,
+                      .out_rows = rows};
+      const auto bytes = static_cast<size_t>(rows) * kRowBytes;
+      const double bus = 2 * (ranks - 1.0) / ranks;
+      measure({.operation = "reduce_norm", .type = Dtype::kBf16, .bytes = bytes}, 1, bus, [&] {
+        comm_.all_reduce_sum(delta.data, bytes / 2, Dtype::kBf16, device_.stream());
+        place_.backend->norm(a, device_.stream());
+      });
+      if (memory == nullptr || rows > sums.rows) continue;
+      a.peers = &peers;
+      measure({.operation = "peer_norm", .type = Dtype::kBf16, .bytes = bytes}, 1, bus,
+              [&] { place_.backend->norm(a, device_.stream()); });
+    }
   }
 
   // A fast wrong sum is no figure.
@@ -201,6 +244,9 @@ CommPlace gpu_place(World& world, Interrupt& interrupt, Progress& progress) {
   p.calls = 20;
   p.recorded = 100;
   p.device = make_gpu_device(world.local_rank() % gpus, interrupt, 60);
+#ifdef DROVER_HAVE_CUDA
+  p.backend = make_cuda_backend({.device = world.local_rank() % gpus});
+#endif
   const bool own = world.agree_min(world.local_size() <= gpus ? 1 : 0, interrupt, 60) == 1;
   p.transport = own ? "nccl" : "staged";
   void* const stream = p.device->stream();

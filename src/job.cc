@@ -256,6 +256,14 @@ class Rank {
                           dtype_bytes(backend_->activation_dtype());
     tensor_->reserve(std::max({activations, widest / static_cast<size_t>(grid_.tp) + 1,
                                static_cast<size_t>(sizes.logit_rows) * sizeof(Candidate)}));
+    // Few rows are summed by the backend itself, where the slots' memory is in its reach.
+    if (const auto sums = backend_->peer_sums(grid_.tp, a.hidden); sums.rows > 0) {
+      tensor_memory_ = tensor_->share(sums.bytes);
+      comms_.peers = tensor_memory_.get();
+      log::info("sums over tensor slots: {}",
+                comms_.peers == nullptr ? std::string("NCCL, whatever their size")
+                                        : fmt::format("up to {} rows over peer memory", sums.rows));
+    }
     // One message a group, and one for the step that is planned ahead.
     const int messages = limits_.groups + 1;
     for (int stage = 0; stage + 1 < grid_.pp; ++stage) {
@@ -385,6 +393,7 @@ class Rank {
   std::unique_ptr<Comm> all_;   // host memory
   std::unique_ptr<Comm> device_, replica_, tensor_, pipeline_, feedback_;
   std::unique_ptr<Comm> host_peers_, peers_;  // the ranks that own this shard: weights
+  std::unique_ptr<PeerMemory> tensor_memory_;
   ShardComms comms_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Decoder> decoder_;

@@ -96,6 +96,13 @@ struct Candidate {  // the best token of a row within one vocabulary shard
   int32_t token;
 };
 
+// Memory that all ranks of a group reach (comm/comm.h, PeerMemory), for sums over their GPUs.
+struct PeerBuffers {
+  int32_t rank = 0;
+  std::vector<void*> memory;       // of each rank; all bits set before the first sum
+  const uint32_t* stop = nullptr;  // no longer 0: waits are to end, and sums are anything
+};
+
 // Rows of a GPU's buffers are padded to a multiple of this; its activations are bf16.
 constexpr int64_t kGpuRowMultiple = 8;
 
@@ -174,8 +181,20 @@ class Backend {
     float epsilon = 0;
     const int32_t* select = nullptr;  // [out_rows] or null
     int64_t out_rows = 0;             // = rows when select is null
+    // Not null: delta is a part, and the sum of all ranks' parts, rounded to the type of
+    // activations, is added. All ranks call with the same rows, in the same order, and get the same
+    // bits; with two ranks those of a sum of Comm and a norm. Without select.
+    const PeerBuffers* peers = nullptr;
   };
   virtual void norm(const Norm& a, Stream s) = 0;
+
+  // What norm() sums itself: up to so many rows at a time, in `bytes` of each rank's memory. Zeros:
+  // nothing.
+  struct PeerSums {
+    int64_t rows = 0;
+    size_t bytes = 0;
+  };
+  virtual PeerSums peer_sums(int ranks, int64_t features) const = 0;
 
   // out [rows, w.rows] = in [rows, w.cols] * w^T.  out is f32 when `f32_out` (logits).
   virtual void linear(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out,

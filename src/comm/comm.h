@@ -10,12 +10,26 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
 #include "base/dtype.h"
 
 namespace drover {
+
+// A piece of memory of each rank of a communicator that the GPUs of all of them read and write.
+// Only kernels do (Backend::Norm::peers): nothing is ordered here. Its destructor is collective,
+// and comes before the communicator's.
+class PeerMemory {
+ public:
+  virtual ~PeerMemory() = default;
+  virtual void* of(int rank) const = 0;  // as this rank's GPU reaches it; all bits set at first
+  virtual size_t bytes() const = 0;      // of each
+  // In memory that GPUs read: 0 until waits are to end (abort_all_nccl), which a kernel that waits
+  // for a peer asks now and then.
+  virtual const uint32_t* stop() const = 0;
+};
 
 class Comm {
  public:
@@ -42,6 +56,12 @@ class Comm {
   // a GPU no message goes without (kInternal). Again with more of either makes more room.
   virtual void connect(int from, int to, size_t bytes, int messages) {
     (void)from, (void)to, (void)bytes, (void)messages;
+  }
+  // Collective. Null, on every rank, where they have no such memory: ranks on several hosts, on one
+  // GPU or on none, GPUs without access to each other.
+  virtual std::unique_ptr<PeerMemory> share(size_t bytes) {
+    (void)bytes;
+    return nullptr;
   }
   // Whether the collectives (not send and recv) may be recorded in a CUDA graph. Graphs are to be
   // destroyed before the communicators in them, whose destructors wait for that.

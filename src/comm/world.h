@@ -106,9 +106,10 @@ std::string mpi_version();   // needs no World
 bool has_nccl();             // built with NCCL
 std::string nccl_version();  // "2.28.3" of the library; "none" in a build without
 
-// Ends what every NCCL communicator of this process waits for, kernels on the GPU too; none may be
-// used any more. For the way out of a failed run, once the interrupt is raised. Takes `seconds` at
-// most: what NCCL has not freed by then is left to the end of the process.
+// Ends what every NCCL communicator of this process waits for, kernels on the GPU too, and kernels
+// that wait at peer memory (Comm::share); none may be used any more. For the way out of a failed
+// run, once the interrupt is raised. Takes `seconds` at most: what NCCL has not freed by then is
+// left to the end of the process.
 void abort_all_nccl(double seconds = 1) noexcept;
 // The first error that NCCL met on its own (a peer that is gone, on another host), or empty.
 std::string nccl_async_error() noexcept;

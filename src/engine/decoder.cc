@@ -54,6 +54,12 @@ Decoder::Decoder(WeightSource& source, const Shard& shard, Backend& backend,
       logit_rows_(logit_rows) {
   // A GPU's operations are its own to tell: its kernels are in the trace.
   if (backend.stream() == nullptr) at_ = trace::Marker(trace::track("operations", "operation"));
+  if (comms.peers != nullptr) {
+    peer_rows_ = backend.peer_sums(shard.tp, arch_.hidden).rows;
+    peers_.rank = comms.tensor->rank();
+    for (int r = 0; r < comms.tensor->size(); ++r) peers_.memory.push_back(comms.peers->of(r));
+    peers_.stop = comms.peers->stop();
+  }
   load(source);
   backend.loaded();
   const Sizes n(arch_, shard_, row_layout(backend), max_rows, logit_rows);
@@ -188,41 +194,46 @@ void Decoder::send(int64_t rows) {
 void Decoder::layers(const StepRows& step, const int32_t* tokens, int64_t max_tokens) {
   Stream s = backend_.stream();
   const int64_t n = step.rows;
-  const auto count = static_cast<size_t>(n * arch_.hidden);
-  const Dtype type = backend_.activation_dtype();
 
   if (shard_.first()) {
     at_("embed");
     // Each slot adds its part of the vocabulary; the sum is the embedding.
     backend_.embed(*embedding_, shard_.vocab.begin, tokens, max_tokens, step, residual_.data(), s);
     at_("communication");
-    comms_.tensor->all_reduce_sum(residual_.data(), count, type, s);
+    comms_.tensor->all_reduce_sum(residual_.data(), static_cast<size_t>(n * arch_.hidden),
+                                  backend_.activation_dtype(), s);
   }
 
-  const void* delta = nullptr;  // what the last block adds to the residual stream  [n, hidden]
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const auto& w = blocks_[i];
-    norm({.delta = delta,
-          .weight = w.attn_norm.data(),
-          .out = written(normed_, *w.qkv, w.qkv_index),
-          .rows = n});
+    const Backend::Norm before{
+        .weight = w.attn_norm.data(), .out = written(normed_, *w.qkv, w.qkv_index), .rows = n};
+    i == 0 ? norm(before) : sum_and_norm(before);
     attention_block(w, cache_.layer(i), step);  // normed_ -> delta_
-    at_("communication");
-    comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
-    norm({.delta = delta_.data(),
-          .weight = w.mlp_norm.data(),
-          .out = written(normed_, *w.gate_up, w.gate_up_index),
-          .rows = n});
-    mlp_block(w, n);  // normed_ -> delta_
-    at_("communication");
-    comms_.tensor->all_reduce_sum(delta_.data(), count, type, s);
-    delta = delta_.data();
+    sum_and_norm({.weight = w.mlp_norm.data(),
+                  .out = written(normed_, *w.gate_up, w.gate_up_index),
+                  .rows = n});
+    mlp_block(w, n);   // normed_ -> delta_
     progress_.tick();  // a step alone may take long, a layer may not
   }
 
   // The residual stream leaves the stage whole.
-  norm({.delta = delta, .rows = n});
+  if (!blocks_.empty()) sum_and_norm({.rows = n});
   at_(nullptr);
+}
+
+// Adds what the last block left in delta_, the sum over all slots, to the residual stream; a norm
+// of it follows unless the weight is null.
+void Decoder::sum_and_norm(Backend::Norm a) {
+  a.delta = delta_.data();
+  if (a.rows <= peer_rows_) {
+    a.peers = &peers_;
+  } else {
+    at_("communication");
+    comms_.tensor->all_reduce_sum(delta_.data(), static_cast<size_t>(a.rows * arch_.hidden),
+                                  backend_.activation_dtype(), backend_.stream());
+  }
+  norm(a);
 }
 
 // What every norm of the model has in common; without `select`, every row is normed.

@@ -16,9 +16,10 @@ namespace drover {
 
 // The communicators of one rank; all may have size 1. Every rank calls them in the same order.
 struct ShardComms {
-  Comm* tensor = nullptr;    // the slots of this stage
-  Comm* pipeline = nullptr;  // the stages of this slot, rank = stage: activations
-  Comm* feedback = nullptr;  // likewise: sampled ids from the last stage to the first
+  Comm* tensor = nullptr;       // the slots of this stage
+  Comm* pipeline = nullptr;     // the stages of this slot, rank = stage: activations
+  Comm* feedback = nullptr;     // likewise: sampled ids from the last stage to the first
+  PeerMemory* peers = nullptr;  // of the tensor slots, of Backend::peer_sums' size; null: none
 };
 
 // How a backend lays out rows of activations (Backend::activation_dtype, Backend::padded_rows).
@@ -81,6 +82,7 @@ class Decoder {
   DeviceArray<int32_t> load_index(const std::vector<int32_t>& permutation);
   std::unique_ptr<Linear> load(std::span<const WeightTensor> parts);
   void norm(Backend::Norm a);
+  void sum_and_norm(Backend::Norm a);
   void attention_block(const DecoderLayer& w, const KvLayer& kv, const StepRows& step);
   void mlp_block(const DecoderLayer& w, int64_t rows);
   // The inputs of a layer's linears: written by the operation before, or, with act-order, gathered
@@ -99,6 +101,8 @@ class Decoder {
   KvCache& cache_;
   Progress& progress_;
   int64_t max_rows_, logit_rows_;
+  PeerBuffers peers_;
+  int64_t peer_rows_ = 0;  // so many at most are summed by the backend
   size_t weight_bytes_ = 0;
 
   std::unique_ptr<Embedding> embedding_;

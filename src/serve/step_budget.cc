@@ -18,6 +18,7 @@ constexpr const char* kOther = "other kernels";
 // The order of a forward, and of the table.
 constexpr std::array kOrder = {"embed",
                                "norm",
+                               "sum + norm",
                                "qkv",
                                "rope + append",
                                "attention",
@@ -48,6 +49,7 @@ constexpr Rule kRules[] = {{"nccl", kCommunication},
                            {"all_reduce", kCommunication},
                            {"all_gather", kCommunication},
                            {"exchange", kCommunication},
+                           {"peer_norm", "sum + norm"},
                            {"NormRows", "norm"},
                            {"GateRows", "silu"},
                            {"silu_kernel", "silu"},
@@ -78,8 +80,9 @@ struct Run {
 };
 
 bool is(const Run& r, const char* operation) { return r.operation == operation; }
+bool norms(const Run& r) { return is(r, "norm") || is(r, "sum + norm"); }
 bool tells_a_linear(const Run& r) {
-  return is(r, "norm") || is(r, "rope + append") || is(r, "silu") || is(r, "argmax") ||
+  return norms(r) || is(r, "rope + append") || is(r, "silu") || is(r, "argmax") ||
          is(r, "quantize") || is(r, "quantize gated") || r.operation.starts_with("attention");
 }
 
@@ -92,10 +95,10 @@ const char* linear_between(const Run* before, const Run* after, bool follows_lin
   // What attention wrote may be quantized apart.
   if (before->operation.starts_with("attention") || is(*before, "quantize")) return "o";
   if (gates(*before)) return "down";
-  if (!is(*before, "norm") || after == nullptr) return "linear";
+  if (!norms(*before) || after == nullptr) return "linear";
   if (is(*after, "rope + append")) return "qkv";
   if (gates(*after)) return "gate_up";
-  if (is(*after, "norm")) return follows_linear ? "down" : "gate_up";
+  if (norms(*after)) return follows_linear ? "down" : "gate_up";
   if (is(*after, "argmax")) return "output";
   return "linear";
 }

@@ -15,7 +15,7 @@ import sys
 
 # The first that fits; the rest is "other".
 CLASSES = [
-    ("comm", r"nccl|all_?reduce|all_?gather|reduce_?scatter|send_|recv_|exchange|barrier|signal"),
+    ("comm", r"nccl|peer_norm|all_?reduce|all_?gather|reduce_?scatter|send_|recv_|exchange|barrier|signal"),
     ("attention", r"attention|decode_kernel|prefill_kernel|rope"),
     ("norm", r"norm|add_kernel"),
     ("linear", r"linear|gemm|cublas|cutlass|nvjet|splitk|widen_e4m3"),

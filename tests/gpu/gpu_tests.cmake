@@ -42,12 +42,13 @@ foreach(f ${gpu})
                         GTest::gtest_main)
   drover_gpu_test(gpu_${name} 0)
 endforeach()
-# Every tests/gpu/mpi/X_test.cc: communicators between GPUs, with a main of its own.
+# Every tests/gpu/mpi/X_test.cc: communicators between GPUs, and operations over them, with a main
+# of its own.
 file(GLOB gpu CONFIGURE_DEPENDS gpu/mpi/*_test.cc)
 foreach(f ${gpu})
   get_filename_component(name ${f} NAME_WE)
   drover_gpu_program(gpu_${name} ${f})
-  target_link_libraries(gpu_${name} PRIVATE drover_comm GTest::gtest)
+  target_link_libraries(gpu_${name} PRIVATE drover_comm drover_backend_cuda GTest::gtest)
   drover_gpu_test(gpu_${name} 1)
   drover_gpu_test(gpu_${name} 2)
 endforeach()

@@ -161,6 +161,7 @@ class CudaBackend : public Backend {
     DROVER_CUDA_LAUNCHED("embed");
   }
   void norm(const Norm& a, Stream s) override;
+  PeerSums peer_sums(int ranks, int64_t features) const override;
   void linear(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out,
               Stream s) override {
     DROVER_CHECK(s == device_.stream, ExitCode::kInternal,
@@ -245,6 +246,7 @@ class CudaBackend : public Backend {
   }
   void move_pages(const KvShape& shape, std::span<const KvLayer> layers, const int32_t* pages,
                   int32_t count, void* packed, bool gather, Stream s);
+  void sum_and_norm(const Norm& a, Stream s);
 
   Device device_;
   DeviceBytes partials_, counters_;
@@ -276,7 +278,19 @@ std::unique_ptr<Embedding> CudaBackend::load_embedding(const WeightTensor& t) {
   return e;
 }
 
+// One rank's rows, what it sends, and blocks, which run all at once on every GPU: more is NCCL's.
+// The same on all ranks, whatever GPUs they have.
+Backend::PeerSums CudaBackend::peer_sums(int ranks, int64_t features) const {
+  constexpr int64_t kPart = 1 << 20, kSent = 2 << 20, kBlocks = 128;
+  if (ranks < 2 || ranks > cuda::kMostPeers || features % 8 != 0 || features > cuda::kPeerFeatures)
+    return {};
+  const int64_t row = 2 * features;
+  const int64_t rows = std::min({kPart / row, kSent / (row * (ranks - 1)), kBlocks});
+  return {rows, cuda::kPeerHeader + static_cast<size_t>(2 * ranks * rows * row)};
+}
+
 void CudaBackend::norm(const Norm& a, Stream s) {
+  if (a.peers != nullptr) return sum_and_norm(a, s);
   const bool apart = a.weight == nullptr || a.select != nullptr;
   if (apart && a.delta != nullptr)
     cuda::add_rows(a.residual, a.delta, static_cast<size_t>(a.rows * a.features), as_stream(s));
@@ -284,6 +298,19 @@ void CudaBackend::norm(const Norm& a, Stream s) {
     cuda::norm(a.residual, apart ? nullptr : a.delta, a.weight, a.out.data, a.out.scale, a.features,
                a.epsilon, a.select, a.select != nullptr ? a.out_rows : a.rows, as_stream(s));
   DROVER_CUDA_LAUNCHED("norm");
+}
+
+void CudaBackend::sum_and_norm(const Norm& a, Stream s) {
+  const auto ranks = a.peers->memory.size();
+  const PeerSums most = peer_sums(static_cast<int>(ranks), a.features);
+  DROVER_CHECK(a.delta != nullptr && a.select == nullptr && a.rows <= most.rows,
+               ExitCode::kInternal, "{} rows of {} features to be summed by {} ranks, at most {}",
+               a.rows, a.features, ranks, most.rows);
+  cuda::Peers peers{a.peers->rank, static_cast<int>(ranks), most.rows, {}, a.peers->stop};
+  std::copy(a.peers->memory.begin(), a.peers->memory.end(), peers.memory);
+  cuda::peer_norm(peers, a.residual, a.delta, a.weight, a.out.data, a.out.scale, a.rows, a.features,
+                  a.epsilon, as_stream(s));
+  DROVER_CUDA_LAUNCHED("a sum over peers");
 }
 
 void CudaBackend::move_pages(const KvShape& shape, std::span<const KvLayer> layers,

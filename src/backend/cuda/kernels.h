@@ -33,6 +33,22 @@ void add_rows(void* residual, const void* delta, size_t count, cudaStream_t s);
 // Where out_scale is given, out is e4m3 with a scale a row (backend.h, LinearInput).
 void norm(void* residual, const void* delta, const float* weight, void* out, float* out_scale,
           int64_t features, float epsilon, const int32_t* select, int64_t out_rows, cudaStream_t s);
+
+// norm over the sum of all ranks' delta (peer_norm.cu). 2 to kMostPeers ranks, rows of a multiple
+// of 8 and of up to kPeerFeatures features, peers.rows of them at most; memory of kPeerHeader bytes
+// and [2, ranks, peers.rows, features] bf16.
+inline constexpr int kMostPeers = 8;
+inline constexpr int64_t kPeerFeatures = 8192;
+inline constexpr size_t kPeerHeader = 256;
+struct Peers {
+  int rank = 0, size = 0;
+  int64_t rows = 0;  // room
+  void* memory[kMostPeers] = {};
+  const uint32_t* stop = nullptr;
+};
+void peer_norm(const Peers& peers, void* residual, const void* delta, const float* weight,
+               void* out, float* out_scale, int64_t rows, int64_t features, float epsilon,
+               cudaStream_t s);
 void silu_gate(const void* in, void* out, float* out_scale, int64_t rows, int64_t features,
                cudaStream_t s);
 void gather_columns(const void* in, int64_t segment_cols, const int32_t* index, void* out,

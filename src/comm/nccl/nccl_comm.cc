@@ -5,6 +5,7 @@
 
 #include "comm/gpu_comm.h"
 #include "comm/nccl/nccl_link.h"
+#include "comm/nccl/peer_memory.h"
 
 namespace drover {
 
@@ -94,6 +95,11 @@ class NcclComm final : public Comm {
     });
     DROVER_CUDA(cudaFree(scratch));
     reserved_ = bytes;
+  }
+
+  std::unique_ptr<PeerMemory> share(size_t bytes) override {
+    if (!data_) reserve(kReserved);
+    return share_memory(*data_, bytes);
   }
 
   void connect(int from, int to, size_t bytes, int messages) override {

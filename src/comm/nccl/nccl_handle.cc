@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "comm/nccl/peer_memory.h"
 #include "comm/world.h"
 
 namespace drover {
@@ -264,6 +265,7 @@ void prepare_nccl_environment() {
 // Each on a thread of its own: freeing one may wait for a kernel of another.
 void abort_all_nccl(double seconds) noexcept {
   try {
+    stop_peer_waits();
     std::list<std::shared_ptr<State>> states;
     {
       const std::lock_guard lock(registry().mutex);

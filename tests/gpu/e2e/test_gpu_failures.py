@@ -40,10 +40,12 @@ def test_a_rank_throws(tmp_path, place, grid, rank):
     assert f"rank {rank} (step): DROVER_FAULT" in same_cause(tmp_path / "out", range(2))
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place, grid", [
+    pytest.param("shared", "pp", marks=pytest.mark.gpus(1)),
+    *(pytest.param("nccl", grid, marks=pytest.mark.gpus(2)) for grid in ("pp", "tp"))])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_dies(tmp_path, place, rank):
-    with start(tmp_path, place, "pp", f"kill:{rank}:40") as job:
+def test_a_rank_dies(tmp_path, place, grid, rank):
+    with start(tmp_path, place, grid, f"kill:{rank}:40") as job:
         assert job.end(120) != 0, job.text()
         other = 1 - rank
         assert job.codes()[other] == LOST_PEER, job.text()

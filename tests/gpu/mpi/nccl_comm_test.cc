@@ -8,47 +8,19 @@
 #include <thread>
 
 #include "base/formats.h"
-#include "comm/device.h"
-#include "comm/world.h"
+#include "gpu/mpi/ranks.h"
 
 namespace drover {
 namespace {
 
-World* g_world = nullptr;
-CommDevice* g_device = nullptr;
 enum Transport { kNccl, kStaged };
 Comm* g_comms[2] = {nullptr, nullptr};  // over all ranks; null: not here
-const Interrupt g_none;
 
 std::unique_ptr<Comm> make_comm(Transport transport, Interrupt& interrupt, double seconds) {
   void* const stream = g_device->stream();
   return transport == kStaged ? g_world->make_staged_comm(interrupt, nullptr, seconds, stream)
                               : g_world->make_nccl_comm(interrupt, nullptr, seconds, stream);
 }
-
-// A vector on the GPU.
-template <class T>
-class Array {
- public:
-  explicit Array(const std::vector<T>& host)
-      : count_(host.size()), data_(g_device->alloc(bytes())) {
-    g_device->copy_in(data_, host.data(), bytes());
-  }
-  ~Array() { g_device->free(data_); }
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
-  void* data() const { return data_; }
-  size_t bytes() const { return count_ * sizeof(T); }
-  std::vector<T> host() const {
-    std::vector<T> all(count_);
-    g_device->copy_out(all.data(), data_, bytes());
-    return all;
-  }
-
- private:
-  size_t count_;
-  void* data_;
-};
 
 class GpuCommTest : public testing::TestWithParam<Transport> {
  protected:
@@ -388,22 +360,4 @@ int run_tests(World& world) {
 }  // namespace
 }  // namespace drover
 
-int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  drover::World world;
-  drover::g_world = &world;
-  // One rank speaks; all fail together.
-  if (world.rank() != 0) {
-    delete testing::UnitTest::GetInstance()->listeners().Release(
-        testing::UnitTest::GetInstance()->listeners().default_result_printer());
-  }
-  int failed = 1;
-  try {
-    failed = drover::run_tests(world);
-  } catch (const std::exception& e) {
-    fprintf(stderr, "rank %d: %s\n", world.rank(), e.what());
-  }
-  const auto worst = -world.agree_min(-static_cast<int64_t>(failed), drover::g_none, 60);
-  if (failed != 0) fprintf(stderr, "rank %d: tests failed\n", world.rank());
-  return static_cast<int>(worst);
-}
+int main(int argc, char** argv) { return drover::run_ranks_tests(argc, argv, drover::run_tests); }

@@ -18,6 +18,7 @@ constexpr const char* kQuantize = "write_kernel<4, 8, true>(PlainRows, Output)";
 constexpr const char* kSilu = "write_kernel<4, 8, true>(GateRows, Output)";
 constexpr const char* kReduce =
     "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage)";
+constexpr const char* kPeers = "peer_norm_kernel<2, true>(PeerRows)";
 constexpr const char* kLibrary = "nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTT";
 constexpr const char* kArgmax = "argmax_kernel";
 
@@ -32,8 +33,13 @@ class Recording {
   void step(const char* kind, int64_t rows, int64_t begin) {
     spans.push_back({"step", kind, begin, now, {{"step", 0}, {"rows", rows}}});
   }
+  void sum_and_norm(bool over_peers) {
+    if (over_peers) return kernel(kPeers, 500);
+    kernel(kReduce, 300);
+    kernel(kNorm, 200);
+  }
   // One layer and the output, 10,000 ns with 350 of gaps.
-  void decode_step(int64_t rows) {
+  void decode_step(int64_t rows, bool over_peers = false) {
     const int64_t begin = now;
     kernel("embed_kernel", 100);
     kernel(kNorm, 200);
@@ -42,14 +48,12 @@ class Recording {
     kernel(kDecode, 1500);
     kernel(kQuantize, 100);
     kernel(kLinear, 800);
-    kernel(kReduce, 300);
-    kernel(kNorm, 200);
+    sum_and_norm(over_peers);
     now += 350;
     kernel(kLinear, 2000);
     kernel(kSilu, 200);
     kernel(kLinear, 1500);
-    kernel(kReduce, 300);
-    kernel(kNorm, 200);
+    sum_and_norm(over_peers);
     kernel(kLibrary, 900);
     kernel(kArgmax, 200);
     step("decode step", rows, begin);
@@ -95,6 +99,20 @@ TEST(StepBudget, TellsLinearsByTheirPlace) {
   const std::string text = budget_text(std::vector<Json>(2, j));
   EXPECT_NE(text.find("decode step of 64 rows, the mean of 5\n"), std::string::npos) << text;
   EXPECT_NE(text.find("rank 1 us"), std::string::npos) << text;
+}
+
+TEST(StepBudget, TellsLinearsBesideSumsOverPeers) {
+  Recording r;
+  for (int i = 0; i < 5; ++i) r.decode_step(1, true);
+  const auto all = step_budgets(r.spans);
+  ASSERT_EQ(all.size(), 1u);
+  const StepBudget& b = all[0];
+  EXPECT_DOUBLE_EQ(us(b, "sum + norm"), 1);
+  EXPECT_DOUBLE_EQ(us(b, "norm"), 0.2);
+  EXPECT_DOUBLE_EQ(us(b, "o"), 0.8);
+  EXPECT_DOUBLE_EQ(us(b, "gate_up"), 2);
+  EXPECT_DOUBLE_EQ(us(b, "output"), 0.9);
+  EXPECT_EQ(us(b, "communication"), -1);
 }
 
 TEST(StepBudget, OverlapsCountOnce) {

@@ -261,7 +261,7 @@ class Rank {
       tensor_memory_ = tensor_->share(sums.bytes);
       comms_.peers = tensor_memory_.get();
       log::info("sums over tensor slots: {}",
-                comms_.peers == nullptr ? std::string("NCCL, whatever their size")
+                comms_.peers == nullptr ? std::string("the communicator's, whatever their size")
                                         : fmt::format("up to {} rows over peer memory", sums.rows));
     }
     // One message a group, and one for the step that is planned ahead.

@@ -8,6 +8,7 @@ namespace drover {
 
 int bench_step(const std::vector<std::string>& arguments);
 int bench_linear(const std::vector<std::string>& arguments);
+int bench_tune(const std::vector<std::string>& arguments);
 int bench_attention(const std::vector<std::string>& arguments);
 int bench_comm(const std::vector<std::string>& arguments);
 

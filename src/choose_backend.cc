@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/tuning.h"
 #include "base/log.h"
 #ifdef DROVER_HAVE_CUDA
 #include "backend/cuda/cuda_backend.h"
@@ -23,8 +24,17 @@ Dtype input_type(const std::string& name) {
   DROVER_FAIL(ExitCode::kUsage, "--activations {}: expected auto, bf16, fp8 or f32", name);
 }
 
+// Empty where the subcommand has no such option, too.
+std::string tuning_file(const Options& options) {
+  const auto found = options.values().find("tuning");
+  return found == options.values().end() ? "" : found->second;
+}
+
 BackendChoice choose_cpu(const Options& options, const PlacedRank& placement, World& world) {
   BackendChoice c;
+  DROVER_CHECK(tuning_file(options).empty(), ExitCode::kUsage,
+               "--tuning {}: it is of GPUs' kernels, and this runs on the CPU: leave it out",
+               tuning_file(options));
   c.threads = static_cast<int>(options.integer("threads", 0, 4096));
   if (c.threads == 0) c.threads = placement.mine.threads;
   c.load_threads = std::min(4, c.threads);
@@ -37,6 +47,15 @@ BackendChoice choose_cpu(const Options& options, const PlacedRank& placement, Wo
 
 #ifdef DROVER_HAVE_CUDA
 
+Tuning tuning_of(const Options& options, const std::string& gpu) {
+  const std::string file = tuning_file(options);
+  if (file.empty()) return {};
+  Tuning t = read_tuning(file);
+  check_gpu(t, file, gpu);
+  log::info("linears run as {} says: {} choices for {}", file, t.choices.size(), t.gpu);
+  return t;
+}
+
 BackendChoice choose_cuda(const Options& options, const PlacedRank& placement, World& world) {
   BackendChoice c;
   c.gpu = true;
@@ -48,7 +67,9 @@ BackendChoice choose_cuda(const Options& options, const PlacedRank& placement, W
   const Dtype inputs = input_type(c.activations);
   DROVER_CHECK(inputs != Dtype::kF32, ExitCode::kUsage,
                "--activations f32 is the CPU's: a GPU has bf16 and fp8");
-  c.backend = make_cuda_backend({.device = device, .inputs = inputs});
+  c.gpu_name = cuda_device_name(device);
+  c.backend = make_cuda_backend(
+      {.device = device, .inputs = inputs, .tuning = tuning_of(options, c.gpu_name)});
   void* const stream = c.backend->stream();
   c.make_comm = [&world, shared = placement.gpu_shared, stream](Interrupt& i, Progress* p,
                                                                 double s) {

@@ -19,6 +19,7 @@ struct BackendChoice {
   int threads = 1;          // of a CPU rank
   int load_threads = 1;     // that read and check weights ahead
   bool gpu = false;
+  std::string gpu_name;  // "NVIDIA H100 80GB HBM3"; empty on the CPU
   // The communicator over all ranks for device memory.
   std::function<std::unique_ptr<Comm>(Interrupt&, Progress*, double seconds)> make_comm;
 };

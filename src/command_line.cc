@@ -28,6 +28,9 @@ std::vector<OptionRow> engine_options() {
        "bytes of KV cache per rank, such as 2GiB (empty: what the sequences need, at most what the "
        "GPU has left; CPU: a fifth of the host's memory shared by its ranks)"},
       {"gpu-memory-fraction", "0.94", "of a GPU's free memory: what drover may take"},
+      {"tuning", "",
+       "file of `drover bench tune` that says how linears run on this GPU (empty: a built-in "
+       "rule)"},
       {"share-gpu", "no", "let ranks share a GPU (slow: they communicate through the host)"},
       {"page-tokens", "16", "tokens of a KV page"},
       {"max-sequences", "0",
@@ -137,7 +140,15 @@ std::vector<OptionRow> device_options() {
 }  // namespace
 
 std::vector<OptionRow> bench_linear_options() {
-  return join({{"rows", "1,16,64,256,1024,2048", "tokens of a step, with commas"}},
+  return join({{"rows", "1,16,64,256,1024,2048", "tokens of a step, with commas"},
+               {"tuning", "", "file of `drover bench tune` (empty: the built-in rule)"}},
+              device_options());
+}
+
+std::vector<OptionRow> bench_tune_options() {
+  return join({{"rows", "1,8,16,32,64,96,128,192,256,384,512,768,1024,1536,2048",
+                "tokens of a step, with commas: each choice holds from the last one up to its own"},
+               {"out", "", "the file; what it has of other shapes stays"}},
               device_options());
 }
 

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "backend/tuning.h"
 #include "base/dtype.h"
 #include "base/interrupt.h"
 
@@ -162,6 +163,12 @@ class Backend {
   // random weights in e4m3 with a scale a row, inputs in e4m3. Its linear() reads and writes up to
   // the next multiple of 16 rows, and writes no f32. Null where the library has none.
   virtual std::unique_ptr<Linear> library_linear(int64_t rows, int64_t cols) = 0;
+  // The ways in which linear() can run `w` at so many rows and that may be fastest; first the one
+  // that the built-in rule takes. Empty where there is nothing to choose.
+  virtual std::vector<LinearWay> linear_ways(const Linear& w, int64_t rows) = 0;
+  // From now on linear() runs `w` so, whatever the rows; null: by the tuning it was loaded with, or
+  // the rule. What was recorded stays as it is. kInternal for a way that is none of `w`'s.
+  virtual void run_linear_as(Linear& w, const LinearWay* way) = 0;
 
   // out[r, :] = table[tokens[row_slot[r], row_position[r]] - vocab_begin], or zeros when the token
   // is not in this shard (the shards' sum is the embedding).  tokens [slots, max_tokens].

@@ -44,6 +44,15 @@ def test_a_floor_that_is_not_met(tmp_path):
     assert not json.loads(file.read_text())["floors"]["met"]
 
 
+@pytest.mark.parametrize("bench", ["tune", "step"])
+def test_a_cpu_has_nothing_to_tune(tmp_path, bench):
+    file = tmp_path / "tuning.txt"
+    extra = ("--out", file) if bench == "tune" else ("--tuning", file)
+    outcome = drover.drover(1, "bench", bench, "--model", "synthetic:tiny", "--backend", "cpu",
+                            "--threads", 1, *extra, check=False)
+    assert outcome.code == 2 and "CPU" in outcome.err and not file.exists()
+
+
 def test_a_batch_without_slots():
     outcome = drover.drover(1, *STEP, "--batches", "1,9", "--max-sequences", 8, check=False)
     assert outcome.code == 2 and "--max-sequences 9" in outcome.err

@@ -90,6 +90,10 @@ class CpuBackend : public Backend {
   std::unique_ptr<Embedding> load_embedding(const WeightTensor& table) override;
   void loaded() override {}
   std::unique_ptr<Linear> library_linear(int64_t, int64_t) override { return nullptr; }
+  std::vector<LinearWay> linear_ways(const Linear&, int64_t) override { return {}; }
+  void run_linear_as(Linear&, const LinearWay* way) override {
+    DROVER_CHECK(way == nullptr, ExitCode::kInternal, "the CPU's linears have one way");
+  }
   void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
              const StepRows& step, void* out, Stream) override;
   void norm(const Norm& a, Stream) override;

@@ -81,7 +81,7 @@ class CudaBackend : public Backend {
         work_{static_cast<float*>(partials_.get()), o.workspace_bytes / 4,
               static_cast<uint32_t*>(counters_.get()), kCounters,
               device_.properties.multiProcessorCount},
-        linears_(work_, device_.stream, o.inputs == Dtype::kFp8E4m3, o.portable),
+        linears_(work_, device_.stream, o.inputs == Dtype::kFp8E4m3, o.portable, o.tuning),
         staging_(kStagingHalf) {}
 
   std::string name() const override { return "cuda"; }
@@ -153,6 +153,10 @@ class CudaBackend : public Backend {
   std::unique_ptr<Linear> library_linear(int64_t rows, int64_t cols) override {
     return linears_.library(rows, cols);
   }
+  std::vector<LinearWay> linear_ways(const Linear& w, int64_t rows) override {
+    return linears_.ways(w, rows);
+  }
+  void run_linear_as(Linear& w, const LinearWay* way) override { linears_.run_as(w, way); }
 
   void embed(const Embedding& table, int64_t vocab_begin, const int32_t* tokens, int64_t max_tokens,
              const StepRows& step, void* out, Stream s) override {
@@ -371,6 +375,12 @@ std::string cuda_device_uuid(int device) {
   std::string id = "GPU-";
   for (const char byte : p.uuid.bytes) id += fmt::format("{:02x}", static_cast<uint8_t>(byte));
   return id;
+}
+
+std::string cuda_device_name(int device) {
+  cudaDeviceProp p{};
+  DROVER_CUDA(cudaGetDeviceProperties(&p, device));
+  return p.name;
 }
 
 int cuda_capability(int device) {

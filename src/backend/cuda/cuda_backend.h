@@ -14,6 +14,8 @@ struct CudaOptions {
   Dtype inputs = Dtype::kBf16;
   // Linears as on a GPU before Hopper, whatever the GPU is: for tests of that path.
   bool portable = false;
+  // How linears run; its GPU must be this one (check_gpu). Empty: by the built-in rule.
+  Tuning tuning{};
   size_t workspace_bytes = size_t{64} << 20;  // partial sums of split linears and attention
 };
 
@@ -31,6 +33,7 @@ int cuda_device_count() noexcept;  // 0 without a driver
 // enough. Empty when the first one can.
 std::string cuda_problem();
 std::string cuda_device_uuid(int device);  // "GPU-..."
+std::string cuda_device_name(int device);  // "NVIDIA H100 80GB HBM3"
 int cuda_capability(int device);           // 90 for 9.0
 
 }  // namespace drover

@@ -195,6 +195,37 @@ HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace
   return plan_hopper(w, rows, work, v);
 }
 
+bool hopper_has(bool fp8, const HopperVariant& v) {
+  // find_kernel looks at tokens and clusters only.
+  const bool fits = (v.cluster == 1 || v.cluster == 2) && v.max_stages >= 4 &&
+                    (v.per_sm == 1 || (v.per_sm == 2 && v.tokens <= 32));
+  return fits && find_kernel(fp8, v).launch != nullptr;
+}
+
+std::vector<HopperVariant> hopper_variants(bool fp8, int64_t rows) {
+  std::vector<HopperVariant> all;
+  for (const int tokens : {8, 16, 32, 64, 128, 160}) {
+    // Padding less than half of the tile, and not many small tiles over the same weights.
+    if ((tokens > 8 && rows * 2 <= tokens) || (tokens < 128 && rows > tokens * 2)) continue;
+    for (const int cluster : {1, 2})
+      for (const int per_sm : {1, 2})
+        for (const int stages : {32, 12, 11, 8})
+          for (const bool split : {true, false}) {
+            const HopperVariant v{tokens, cluster, per_sm, stages, split};
+            // Of large tiles the ring is as long as there is room.
+            if ((tokens <= 32 || stages == 32) && hopper_has(fp8, v)) all.push_back(v);
+          }
+  }
+  return all;
+}
+
+bool same_launch(const HopperConfig& a, const HopperConfig& b) {
+  return a.variant.tokens == b.variant.tokens && a.variant.cluster == b.variant.cluster &&
+         a.variant.per_sm == b.variant.per_sm && a.variant.dependent == b.variant.dependent &&
+         a.stages == b.stages && a.workers == b.workers && a.whole_tiles == b.whole_tiles &&
+         a.split_tiles == b.split_tiles;
+}
+
 int describe(const HopperConfig& c, char* to, size_t room) {
   const HopperVariant& v = c.variant;
   return std::snprintf(

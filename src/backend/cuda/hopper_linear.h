@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "backend/cuda/kernels.h"
 
@@ -62,6 +63,12 @@ struct HopperConfig {
 HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& work,
                          const HopperVariant& variant);
 HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work);
+// Whether there is a kernel of it.
+bool hopper_has(bool fp8, const HopperVariant& variant);
+// Those that may be fastest at so many rows: tiles that fit them, or nearly, and all limits.
+std::vector<HopperVariant> hopper_variants(bool fp8, int64_t rows);
+// Whether two plans for the same weights and rows launch the same.
+bool same_launch(const HopperConfig& a, const HopperConfig& b);
 // "128x128 cluster 2 stages 8 workers 66: 5,280 whole + 96 split tiles", for a person.
 int describe(const HopperConfig& c, char* to, size_t room);
 

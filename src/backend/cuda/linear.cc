@@ -1,6 +1,7 @@
 #include "backend/cuda/linear.h"
 
 #include <algorithm>
+#include <optional>
 #include <random>
 
 #include "backend/cuda/cuda_check.h"
@@ -25,7 +26,22 @@ class HopperLinear : public Linear {
  public:
   HopperWeights w;
   DeviceBytes records;
+  std::map<int64_t, HopperVariant> tuned;  // up to so many rows
+  std::optional<HopperVariant> forced;     // whatever the rows
+
+  HopperConfig config(int64_t m, const Workspace& work) const {
+    if (forced) return plan_hopper(w, m, work, *forced);
+    const auto at = tuned.lower_bound(m);
+    return at != tuned.end() ? plan_hopper(w, m, work, at->second) : choose_hopper(w, m, work);
+  }
 };
+
+HopperVariant variant_of(const LinearWay& way) {
+  return {way.tokens, way.cluster, way.per_sm, way.stages, way.split};
+}
+LinearWay way_of(const HopperVariant& v) {
+  return {v.tokens, v.cluster, v.per_sm, v.max_stages, v.split};
+}
 
 class QuantizedLinear : public Linear {
  public:
@@ -92,10 +108,11 @@ struct LinearEngine::Plan {
 };
 
 LinearEngine::LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs,
-                           bool portable)
+                           bool portable, Tuning tuning)
     : work_(work),
       stream_(stream),
       fp8_inputs_(fp8_inputs),
+      tuning_(std::move(tuning)),
       uploads_(stream),
       lt_workspace_(kLtWorkspace, "cuBLASLt's workspace", stream) {
   int device = 0;
@@ -160,6 +177,14 @@ std::unique_ptr<Linear> LinearEngine::load_hopper(std::span<const WeightTensor> 
   l->w.records = l->records.get();
   l->memory = {{l->records.get(), l->bytes}};
   l->quantized_input = fp8_inputs_;
+  for (const LinearChoice& c : tuning_.of(fp8_inputs_ ? "w4a8" : "w4a16", rows, first.cols)) {
+    DROVER_CHECK(
+        hopper_has(fp8_inputs_, variant_of(c.way)), ExitCode::kBadInput,
+        "the tuning file's {} {} x {} up to {} rows has a kernel of {} tokens, cluster {}, "
+        "{} a multiprocessor, which this drover has not: run `drover bench tune` again",
+        c.format, c.n, c.k, c.rows, c.way.tokens, c.way.cluster, c.way.per_sm);
+    l->tuned[c.rows] = variant_of(c.way);
+  }
   int64_t row = 0;
   for (const WeightTensor& p : parts) {
     hopper_repack(upload(p), row, l->w, stream_);
@@ -274,7 +299,7 @@ void LinearEngine::run(const Linear& linear, const LinearInput& in, void* out, i
                linear.quantized_input ? "e4m3 with scales" : "bf16",
                in.scale != nullptr ? "scales" : "none");
   if (const auto* h = dynamic_cast<const HopperLinear*>(&linear)) {
-    HopperConfig c = choose_hopper(h->w, rows, work_);
+    HopperConfig c = h->config(rows, work_);
     if (fresh_) c.variant.dependent = false;  // it would read weights before they are there
     fresh_ = false;
     DROVER_CHECK(hopper_linear(h->w, c, in.data, in.scale, out, rows, f32_out, work_, stream_),
@@ -298,6 +323,35 @@ void LinearEngine::run(const Linear& linear, const LinearInput& in, void* out, i
   DROVER_CUBLAS(cublasLtMatmul(handle_, p.operation, &one, f.weights.get(), p.w, in.data, p.in,
                                &zero, out, p.out, out, p.out, &p.choice.algo, lt_workspace_.get(),
                                kLtWorkspace, stream_));
+}
+
+std::vector<LinearWay> LinearEngine::ways(const Linear& linear, int64_t rows) const {
+  const auto* h = dynamic_cast<const HopperLinear*>(&linear);
+  if (h == nullptr) return {};
+  std::vector<LinearWay> all{way_of(choose_hopper(h->w, rows, work_).variant)};
+  std::vector<HopperConfig> seen{plan_hopper(h->w, rows, work_, variant_of(all[0]))};
+  for (const HopperVariant& v : hopper_variants(h->w.fp8, rows)) {
+    // Limits that do not bind, and shares that come out the same, are one way.
+    const HopperConfig c = plan_hopper(h->w, rows, work_, v);
+    if (std::any_of(seen.begin(), seen.end(),
+                    [&](const HopperConfig& other) { return same_launch(c, other); }))
+      continue;
+    seen.push_back(c);
+    all.push_back(way_of(v));
+  }
+  return all;
+}
+
+void LinearEngine::run_as(Linear& linear, const LinearWay* way) const {
+  auto* h = dynamic_cast<HopperLinear*>(&linear);
+  DROVER_CHECK(h != nullptr || way == nullptr, ExitCode::kInternal, "this linear has one way");
+  if (h == nullptr) return;
+  h->forced.reset();
+  if (way == nullptr) return;
+  DROVER_CHECK(hopper_has(h->w.fp8, variant_of(*way)), ExitCode::kInternal,
+               "no kernel of {} tokens, cluster {}, {} a multiprocessor", way->tokens, way->cluster,
+               way->per_sm);
+  h->forced = variant_of(*way);
 }
 
 LibraryFp8* LinearEngine::library_plan(int64_t n, int64_t k, int64_t rows) {

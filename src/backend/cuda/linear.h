@@ -44,7 +44,8 @@ class LinearEngine {
  public:
   // Of the current device. fp8_inputs: INT4 layers take their inputs in e4m3 (W4A8), else in bf16
   // (W4A16). portable: as if the device were no Hopper.
-  LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs, bool portable);
+  LinearEngine(const Workspace& work, cudaStream_t stream, bool fp8_inputs, bool portable,
+               Tuning tuning);
   ~LinearEngine();
   LinearEngine(const LinearEngine&) = delete;
   LinearEngine& operator=(const LinearEngine&) = delete;
@@ -60,6 +61,9 @@ class LinearEngine {
   WeightUploader& uploads() { return uploads_; }
   // Frees what only loading needs.
   void loaded() { uploads_.release(); }
+  // Backend::linear_ways, run_linear_as.
+  std::vector<LinearWay> ways(const Linear& w, int64_t rows) const;
+  void run_as(Linear& w, const LinearWay* way) const;
   void run(const Linear& w, const LinearInput& in, void* out, int64_t rows, bool f32_out);
 
  private:
@@ -79,6 +83,7 @@ class LinearEngine {
   Workspace work_;
   cudaStream_t stream_;
   bool fp8_inputs_;
+  Tuning tuning_;
   int compute_capability_major_ = 0;
   WeightUploader uploads_;
   bool fresh_ = false;  // weights were repacked since the last launch

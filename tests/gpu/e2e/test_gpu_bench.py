@@ -77,3 +77,41 @@ def test_budget_of_a_step(tmp_path):
         # Linears that have no place in a forward would be "linear".
         assert operations.get("linear", {"us": 0})["us"] < 0.01 * decode[0]["us"]
         assert operations.get("other kernels", {"us": 0})["us"] < 0.01 * decode[0]["us"]
+
+
+LINEAR = ("bench", "linear", "--backend", "cuda", "--model", "synthetic:llama2-70b", "--tp", 8)
+
+
+@pytest.mark.parametrize("activations", ["fp8", "bf16"])
+def test_tuning(tmp_path, activations):
+    """Written, taken by a run, and never slower than the rule by more than noise."""
+    file, tuned, plain = (tmp_path / n for n in ("tuning.txt", "tuned.json", "plain.json"))
+    tune = drover.drover(1, "bench", "tune", "--backend", "cuda", "--model", "synthetic:llama2-70b",
+                         "--tp", 8, "--activations", activations, "--rows", "8,64", "--out", file,
+                         check=False)
+    if tune.code == 2 and "nothing to tune" in tune.err:
+        pytest.skip("no Hopper here")
+    assert tune.code == 0, tune.err
+    lines = [line.split() for line in file.read_text().splitlines()[3:]]
+    assert len(lines) == 4 * 2
+    name = "w4a8" if activations == "fp8" else "w4a16"
+    for line in lines:
+        assert line[0] == name and line[3] in ("8", "64")
+        assert 0 < float(line[9]) <= float(line[10])
+    print(tune.out)
+    text = file.read_text()
+    outcome = drover.drover(1, *LINEAR, "--activations", activations, "--rows", "8,64", "--tuning", file,
+                            "--json", tuned)
+    assert "8 choices for" in outcome.err
+    drover.drover(1, *LINEAR, "--activations", activations, "--rows", "8,64", "--json", plain)
+    us = [[f["us"] for f in json.loads(j.read_text())["figures"]] for j in (tuned, plain)]
+    for a, b in zip(*us):
+        assert a < 1.2 * b
+    # Another GPU's is refused, and a kernel that is none.
+    file.write_text(text.replace("gpu ", "gpu Not ", 1))
+    refused = drover.drover(1, *LINEAR, "--tuning", file, check=False)
+    assert refused.code == 3 and "tuned for Not " in refused.err
+    file.write_text("\n".join(text.splitlines()[:2] +
+                              [" ".join([*line[:4], "24", *line[5:]]) for line in lines]))
+    refused = drover.drover(1, *LINEAR, "--activations", activations, "--tuning", file, check=False)
+    assert refused.code == 3 and "24 tokens" in refused.err

@@ -29,7 +29,7 @@ enum class Nearness { kSwitch, kHostBridge, kNuma, kSystem };
 const char* name_of(Nearness n);  // "switch", "host bridge", "NUMA node", "system"
 
 struct Gpu {
-  std::string uuid;  // "GPU-...", as CUDA tells it
+  std::string uuid;  // "GPU-...", as NVML writes it
   std::string name;
   std::string pci;      // "0000:3b:00.0"
   uint64_t memory = 0;  // bytes

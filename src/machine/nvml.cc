@@ -160,19 +160,13 @@ Links links_of(Nvml& nvml, nvml_device device) {
   return links;
 }
 
-// CUDA writes a UUID without NVML's dashes.
-std::string digits_of(std::string uuid) {
-  std::erase(uuid, '-');
-  return uuid;
-}
-
 class GpuEnergy : public EnergyMeter {
  public:
   explicit GpuEnergy(const std::string& uuid) {
     if (!nvml_.problem.empty() || nvml_.energy == nullptr) return;
     std::string problem;
     for (const Device& d : devices_of(nvml_, problem)) {
-      if (digits_of(d.gpu.uuid) == digits_of(uuid)) device_ = d.handle;
+      if (d.gpu.uuid == uuid) device_ = d.handle;
     }
   }
   std::optional<double> joules() override {

@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 
 TEST(GpuEnergy, CountsOfTheGpuThatIsNamed) {
   ::setenv("DROVER_NVML", STAND_IN_NVML, 1);
-  const auto meter = gpu_energy("GPU-standin1100");  // as CUDA writes it, without dashes
+  const auto meter = gpu_energy("GPU-stand-in-1100");
   ASSERT_NE(meter, nullptr);
   const double first = meter->joules().value();
   EXPECT_GT(first, 300);

@@ -372,8 +372,11 @@ std::string cuda_problem() {
 std::string cuda_device_uuid(int device) {
   cudaDeviceProp p{};
   DROVER_CUDA(cudaGetDeviceProperties(&p, device));
-  std::string id = "GPU-";
-  for (const char byte : p.uuid.bytes) id += fmt::format("{:02x}", static_cast<uint8_t>(byte));
+  std::string id = "GPU";
+  for (size_t i = 0; i < std::size(p.uuid.bytes); ++i) {
+    const bool group = i == 0 || i == 4 || i == 6 || i == 8 || i == 10;
+    id += fmt::format("{}{:02x}", group ? "-" : "", static_cast<uint8_t>(p.uuid.bytes[i]));
+  }
   return id;
 }
 

@@ -32,7 +32,7 @@ int cuda_device_count() noexcept;  // 0 without a driver
 // Why no GPU can be used here: no driver, one older than the toolkit, no GPU, or none recent
 // enough. Empty when the first one can.
 std::string cuda_problem();
-std::string cuda_device_uuid(int device);  // "GPU-..."
+std::string cuda_device_uuid(int device);  // "GPU-8-4-4-4-12 digits", as NVML has it
 std::string cuda_device_name(int device);  // "NVIDIA H100 80GB HBM3"
 int cuda_capability(int device);           // 90 for 9.0
 

@@ -1,6 +1,7 @@
 #include "serve/session.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 
@@ -10,6 +11,7 @@
 #include "serve/progress.h"
 #include "serve/results.h"
 #include "serve/resume.h"
+#include "serve/summary.h"
 #include "serve/sut.h"
 #include "version.h"
 
@@ -127,15 +129,19 @@ PassOutcome collect(const Session& s, Sut& sut, const LoadgenPlan& plan, Mode mo
   return out;
 }
 
+Json whole_run(const Session& s, const std::vector<PassOutcome>& passes, const LoadgenPlan& plan) {
+  Json run = run_json(passes, s.options, plan, s.facts);
+  const std::string advice = how_to_go_on(passes, s.options);
+  if (!advice.empty()) run["go_on"] = advice;
+  return run;
+}
+
 // The pass's result.json, and the whole run's: a pass that is done is not lost with a later one.
 void write_results(const Session& s, const std::vector<PassOutcome>& passes,
                    const LoadgenPlan& plan) {
   write_json(pass_dir(s.options, passes.back().mode) + "/result.json",
              pass_json(passes.back(), s.options, plan, s.facts));
-  Json run = run_json(passes, s.options, plan, s.facts);
-  const std::string advice = how_to_go_on(passes, s.options);
-  if (!advice.empty()) run["go_on"] = advice;
-  write_json(s.options.out_dir + "/result.json", run);
+  write_json(s.options.out_dir + "/result.json", whole_run(s, passes, plan));
 }
 
 // Appends to `passes` and writes the results.
@@ -247,6 +253,8 @@ ExitCode run_session(RequestSink& sink, Dataset& dataset, const ServeOptions& op
   }
   sink.listen({});
   sync_path(options.out_dir);
+  if (!passes.empty())
+    std::fputs(summary_text(whole_run(s, passes, plan), options.out_dir).c_str(), stdout);
   const bool valid =
       passes.size() == options.modes.size() &&
       std::all_of(passes.begin(), passes.end(), [](const PassOutcome& p) { return p.valid(); });

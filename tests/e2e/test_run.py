@@ -186,6 +186,12 @@ def test_score_goes_into_the_result(demo, tmp_path):
 
     shown = results.data_tool("launch/summary.py", scored.folder)
     assert "VALID under demo settings" in shown and f"{rouge['rouge1']:.4f}" in shown
+    # What the run itself ended with says the same.
+    table = [line for line in demo.outcome.out.splitlines() if line.startswith("  ")]
+    assert any(line.startswith("  output tokens/s ") for line in table)
+    assert f"  result                 {demo.folder / 'result.json'}" in table
+    for line in table:
+        assert line in shown or line.startswith(("  result ", "  energy ")), line
     for file in ("result.json", "environment.json", "performance/run_1/mlperf_log_summary.txt",
                  "accuracy/mlperf_log_accuracy.json"):
         assert str(scored.folder / file) in shown

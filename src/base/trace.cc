@@ -254,15 +254,23 @@ void Marker::mark(const char* name) noexcept {
   begin_ = now;
 }
 
-std::vector<Span> spans() {
-  Recorder& r = recorder();
+namespace {
+
+// What there is to read, so that nobody who records waits while it is read.
+struct Lists {
   std::vector<std::shared_ptr<Buffer>> buffers;
   std::vector<Track> tracks;
-  {
-    const std::lock_guard lock(r.mutex);
-    buffers = r.buffers;
-    tracks = r.tracks;
-  }
+};
+Lists lists() {
+  Recorder& r = recorder();
+  const std::lock_guard lock(r.mutex);
+  return {r.buffers, r.tracks};
+}
+
+}  // namespace
+
+std::vector<Span> spans() {
+  const auto [buffers, tracks] = lists();
   std::vector<Span> all;
   for (const auto& b : buffers) {
     const std::lock_guard lock(b->mutex);
@@ -289,14 +297,7 @@ const char* keep(std::string_view text) {
 }
 
 std::string take_json_events(int rank, int64_t clock_offset_ns) {
-  Recorder& r = recorder();
-  std::vector<std::shared_ptr<Buffer>> buffers;
-  std::vector<Track> tracks;
-  {
-    const std::lock_guard lock(r.mutex);
-    buffers = r.buffers;
-    tracks = r.tracks;
-  }
+  const auto [buffers, tracks] = lists();
   Writer w(rank, clock_offset_ns);
   std::vector<std::vector<Event>> of_tracks(tracks.size());
   bool any = false;
@@ -323,7 +324,7 @@ std::string take_json_events(int rank, int64_t clock_offset_ns) {
   }
   for (size_t i = 0; i < tracks.size(); ++i)
     write_track(w, static_cast<int>(i), tracks[i], of_tracks[i]);
-  const size_t dropped = r.dropped.exchange(0);
+  const size_t dropped = recorder().dropped.exchange(0);
   if (dropped > 0) {
     log::warn("the trace was full: {} later events of this rank are not in it", dropped);
     w.dropped(dropped, now_ns());

@@ -108,7 +108,7 @@ std::unique_ptr<NcclHandle> NcclHandle::split(int color, int key, const std::str
   std::unique_ptr<NcclHandle> part(new NcclHandle(context_, name));
   const std::string what = fmt::format("splitting it into '{}'", name);
   try {
-    // It should return at once, but nobody says that it waits for no peer: seen to hang once.
+    // It should return at once, but NCCL does not promise that it waits for no peer.
     const ncclResult_t result =
         beside(what.c_str(), deadline_in(context_.seconds),
                [color, key, made = part->state_, config = config_of(kind)](ncclComm_t c) mutable {

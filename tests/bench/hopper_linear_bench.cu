@@ -4,8 +4,10 @@
 //
 //   hopper_linear_bench check             errors of every variant; exit 1 when one is too large
 //   hopper_linear_bench time [M...]       every variant at each M, in graphs, weights rotating
-//   hopper_linear_bench sustained [M...]  the chosen variant for 3 s each: the chip at its power
-//                                         limit
+//   hopper_linear_bench sustained [M...]  variants for 3 s each: the chip at its power limit
+//   hopper_linear_bench library [M...]    cuBLASLt alone for 3 s each
+// DROVER_BENCH_FILTER keeps the variants it names ("128x160 c2 p1", with commas) and leaves the
+// library out, DROVER_BENCH_FP8=1 leaves W4A16 out, DROVER_BENCH_SECONDS is in place of 3.
 #include <cublasLt.h>
 #include <cuda_fp8.h>
 
@@ -181,7 +183,8 @@ struct Bench {
     if (all || (m > 32 && m <= 128)) v.push_back({64});
     if (all || m > 64) {
       v.push_back({128});
-      v.push_back(fp8 ? HopperVariant{160} : HopperVariant{128, 2});
+      v.push_back({128, 2});
+      if (fp8) v.push_back({160}), v.push_back({160, 2}), v.push_back({256});
     }
     return v;
   }
@@ -382,6 +385,11 @@ struct Bench {
       }
     free_all();
   }
+  static double seconds() {
+    const char* text = std::getenv("DROVER_BENCH_SECONDS");
+    return text == nullptr ? 3.0 : std::atof(text);
+  }
+  const double sustain = seconds();
   void sustained(bool fp8, const std::vector<int64_t>& ms) {
     load(fp8, *std::max_element(ms.begin(), ms.end()));
     for (const int64_t m : ms)
@@ -396,7 +404,7 @@ struct Bench {
                               stream);
               }
             },
-            3.0);
+            sustain);
         char text[128];
         describe(plan_hopper(layer[0][2], m, work, v), text, sizeof text);
         report(fp8 ? "W4A8 sustained" : "W4A16 sustained", m, t);
@@ -479,9 +487,11 @@ int main(int argc, char** argv) {
     if (ms.empty()) ms = {512, 1024, 2048};
     b.sustained(true, ms);
     if (std::getenv("DROVER_BENCH_FP8") == nullptr) b.sustained(false, ms);
-    b.library(ms, 3.0);
+    if (std::getenv("DROVER_BENCH_FILTER") == nullptr) b.library(ms, b.sustain);
+  } else if (mode == "library") {
+    b.library(ms, b.sustain);
   } else {
-    return std::printf("hopper_linear_bench check | time [M...] | sustained [M...]\n"), 2;
+    return std::printf("hopper_linear_bench check | time | sustained | library [M...]\n"), 2;
   }
   return 0;
 }

@@ -16,8 +16,9 @@
 // block's tokens: while one adds a group to its totals, the other's wgmma runs. The ring in shared
 // memory has a block of 128 columns a slot: records of weights as 1D bulk copies, tokens through a
 // tensor map with the 128-byte swizzle; rows past M are zeros. A consumer unpacks its next 16
-// registers of A while wgmma works on the last ones: hopper_steps.cuh, and hopper_rounds.cuh for
-// many tokens of e4m3. In a cluster of two each block fetches half of the tokens for both.
+// registers of A while wgmma works on the last ones: hopper_steps.cuh, and for many tokens of e4m3
+// hopper_rounds.cuh and hopper_parts.cuh. In a cluster of two each block fetches half of the tokens
+// for both.
 //
 // A worker (block or cluster) does whole tiles in waves, the token tile running fastest, so that
 // weights come from memory once and tokens stay in L2; the tiles left over are cut by columns into
@@ -41,12 +42,17 @@
 // Errors of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
 // |terms| at K = 8192; with bf16 inputs 1e-7.
 //
-// What limits large M (hopper_rounds.cuh): tensor cores work 62 % of the time (ncu, M = 1024, 128
-// tokens). Two warpgroups that do nothing but wgmma from registers reach 100 %, with 64 additions a
-// block 81 % (a kernel of that alone). Did not pay: 256 rows a block, clusters
-// and issuing by turns for e4m3; sums of 64 tokens by turns, so that a warpgroup's wgmmas run under
-// its own additions (2.04 to 2.24 ms at M = 1024, where all else took 1.97 to 2.1); 192 tokens that
-// way (spills). Lost much: 128 x 256 tiles, whose totals spill; an arrival with .release.cluster,
+// Under load (700 W; clocks of 1,300 to 1,500 MHz; ms, in brackets cuBLASLt with FP8 weights in the
+// same run): M = 256 0.487 (0.447), 512 0.898 (0.785), 1,024 1.662 (1.496), 2,048 3.213 (3.057).
+//
+// What limits large M: energy. Tensor cores work two thirds of the time at M = 2,048, cuBLASLt's 84
+// % at a lower clock; but ways that need fewer cycles and no fewer instructions gain nothing under
+// load: sums of half a tile by turns, so that a warpgroup's wgmmas run under its own additions,
+// keep the tensor cores busy 99 % of the time without unpacking (two warpgroups that multiply and
+// add by turns: 77 %), and lose 2 % of a sustained launch. What pays is less work: tokens fetched
+// once for two blocks (3 to 4 %), codes unpacked once for 256 tokens (hopper_parts.cuh). Did not
+// pay: 256 weight rows a block; issuing by turns; 192 tokens (3.37 ms where 160 take 3.21). Lost
+// much: 128 x 256 tiles with all of a block's sums, which spill; an arrival with .release.cluster,
 // which fences memory (3.7); divisions in the producer; registers of A made between two wgmmas,
 // which then wait for each other (pin).
 #pragma once
@@ -54,6 +60,7 @@
 #include <type_traits>
 
 #include "backend/cuda/hopper_finish.cuh"
+#include "backend/cuda/hopper_parts.cuh"
 #include "backend/cuda/hopper_rounds.cuh"
 #include "backend/cuda/hopper_steps.cuh"
 
@@ -62,7 +69,8 @@ namespace drover::cuda::hopper {
 template <typename T>
 struct Kernel {
   using Tile = T;
-  using Sums = std::conditional_t<T::kUnrolled, Rounds<T>, Steps<T>>;
+  using Sums = std::conditional_t<!T::kUnrolled, Steps<T>,
+                                  std::conditional_t<(T::kTokens == 256), Parts<T>, Rounds<T>>>;
 
   // One thread. Its time for a slot is latency that nothing hides, so that divisions are a
   // segment's, not a slot's.
@@ -137,7 +145,7 @@ struct Kernel {
                                  uint32_t rank) {
     const typename T::Consumer me;
     dependency_wait();
-    Sums sums(me);
+    Sums sums(me, sh);
     Segment s;
     for (Walk walk(a, worker); walk.next(a, s);) {
       float total[T::kSums];
@@ -155,10 +163,8 @@ struct Kernel {
     const typename T::Shared sh(shared_address(shared), a.stages);
     const uint32_t rank = T::kCluster > 1 ? cluster_rank() : 0;
     const int worker = static_cast<int>(blockIdx.x) / T::kCluster;
-    if constexpr (T::kUnrolled) {
-      // Addresses without the block's number in its cluster, which is above these bits.
-      if ((sh.x & 0xffffff) != Rounds<T>::kX || (sh.empty & 0xffffff) != Rounds<T>::kEmpty)
-        __trap();
+    if constexpr (T::kUnrolled && T::kCluster == 1) {
+      if (sh.x != T::Fixed::kX || sh.empty != T::Fixed::kEmpty) __trap();
     }
     if (threadIdx.x == 0) {
       for (int i = 0; i < a.stages; ++i) {
@@ -252,10 +258,11 @@ Entry find(const HopperVariant& v) {
   if (what == 321) return entry<FP8, 32, 1, 2>();
   if (what == 641) return entry<FP8, 64, 1, 1>();
   if (what == 1281) return entry<FP8, 128, 1, 1>();
+  if (what == 1282) return entry<FP8, 128, 2, 1>();
   if constexpr (FP8) {
     if (what == 1601) return entry<FP8, 160, 1, 1>();
-  } else {
-    if (what == 1282) return entry<FP8, 128, 2, 1>();
+    if (what == 1602) return entry<FP8, 160, 2, 1>();
+    if (what == 2561) return entry<FP8, 256, 1, 1>();
   }
   return {};
 }

@@ -182,15 +182,21 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
 // takes a little more than half of the shared memory: room for a small kernel beside it, but not
 // for a second block of its own, which the first multiprocessors got where a launch came while a
 // norm still ran on another (gate_up of one row 104 us, else 83). bf16 inputs want two blocks, to
-// unpack in time (M = 1 0.182 ms, else 0.194). A tile of 160 tokens takes 1.12 times what one of
-// 128 takes.
+// unpack in time (M = 1 0.182 ms, else 0.194). Of many tokens, under load: a tile of 160 in
+// clusters of two takes 1.105 times what one of 128 takes, a tile of 256 alone 1.88 times.
 HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work) {
   HopperVariant v;
   v.tokens = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
   if (v.tokens <= 32 && w.fp8) v.max_stages = v.tokens == 8 ? 12 : 11;
   if (v.tokens <= 32 && !w.fp8) v.per_sm = 2;
-  if (v.tokens == 128 && w.fp8 && (rows + 159) / 160 * 112 < (rows + 127) / 128 * 100)
-    v.tokens = 160;
+  if (w.fp8 && rows > 128) {
+    const auto time = [&](int64_t tokens, double of_tile) {
+      return static_cast<double>((rows + tokens - 1) / tokens) * of_tile;
+    };
+    const double t128 = time(128, 1.0), t160 = time(160, 1.105), t256 = time(256, 1.88);
+    v.tokens = t256 < std::min(t128, t160) ? 256 : t160 < t128 ? 160 : 128;
+    v.cluster = v.tokens == 256 ? 1 : 2;
+  }
   if (rows >= 1024 && !w.fp8) v.cluster = 2;  // 4.48, else 4.61
   return plan_hopper(w, rows, work, v);
 }
@@ -204,7 +210,7 @@ bool hopper_has(bool fp8, const HopperVariant& v) {
 
 std::vector<HopperVariant> hopper_variants(bool fp8, int64_t rows) {
   std::vector<HopperVariant> all;
-  for (const int tokens : {8, 16, 32, 64, 128, 160}) {
+  for (const int tokens : {8, 16, 32, 64, 128, 160, 256}) {
     // Padding less than half of the tile, and not many small tiles over the same weights.
     if ((tokens > 8 && rows * 2 <= tokens) || (tokens < 128 && rows > tokens * 2)) continue;
     for (const int cluster : {1, 2})

@@ -42,8 +42,8 @@ void hopper_repack(const RepackSource& from, int64_t row_begin, const HopperWeig
 
 // What may be tuned.
 struct HopperVariant {
-  int tokens = 0;       // a block's tokens: 8, 16, 32, 64, 128, or 160 of e4m3
-  int cluster = 1;      // blocks that share their tokens by multicast: 1, or 2 (128 of bf16)
+  int tokens = 0;       // a block's tokens: 8, 16, 32, 64, 128, or 160 or 256 of e4m3
+  int cluster = 1;      // blocks that share their tokens by multicast: 1, or 2 (128, 160)
   int per_sm = 1;       // blocks a multiprocessor: 1, or 2 up to 32 tokens
   int max_stages = 32;  // of the ring
   bool split = true;    // share tiles that do not fill a wave out by columns

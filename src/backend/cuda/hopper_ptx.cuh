@@ -155,6 +155,10 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{1} << 16 | uint64_t{64} << 32 |
          uint64_t{1} << 62;
 }
+// Of an address known to the compiler.
+__device__ constexpr uint64_t fixed_descriptor(uint32_t address) {
+  return uint64_t{address >> 4} | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
+}
 
 #define DROVER_R4(a, b, c, d) "%" #a ",%" #b ",%" #c ",%" #d
 #define DROVER_REGS4 DROVER_R4(0, 1, 2, 3)

@@ -4,8 +4,7 @@
 // unpacked, which happens under the wgmmas of the block before.
 //
 // 153 instructions for a block of columns and 128 tokens (hopper_steps.cuh: 205): 64 additions, 56
-// to unpack. The two warps of a scheduler issue one every 2.3 cycles: a wgmma uses the ports of the
-// registers that they want ("dispatch" stalls).
+// to unpack.
 #pragma once
 
 #include "backend/cuda/hopper_tile.cuh"
@@ -16,15 +15,12 @@ template <typename T>
 struct Rounds {
   using Consumer = typename T::Consumer;
   static constexpr int kSlots = T::kSlots, kSums = T::kSums;
-  // Shared memory begins behind the system's own kilobyte, which run() makes sure of.
-  static constexpr uint32_t kX = 1024, kW = kX + kSlots * T::kXBytes,
-                            kFull =
-                                kW + kSlots * T::kWBytes + 2 * (T::kOutBytes + T::kScaleBytes) + 16,
-                            kEmpty = kFull + kSlots * 8;
+  static constexpr uint32_t kW = T::Fixed::kW, kFull = T::Fixed::kFull, kEmpty = T::Fixed::kEmpty;
 
   // A segment begins at slot 0; bit i is the parity that slot i is waited for with.
-  uint32_t codes, scales, phases = 0;  // this thread's addresses in slot 0
-  __device__ explicit Rounds(const Consumer& me) : codes(kW + me.codes), scales(kW + me.scales) {}
+  uint32_t base, codes, scales, phases = 0;  // this thread's addresses in slot 0
+  __device__ Rounds(const Consumer& me, const typename T::Shared& sh)
+      : base(T::Fixed::base(sh)), codes(base + kW + me.codes), scales(base + kW + me.scales) {}
 
   // What a thread holds of a block between.
   struct Held {
@@ -47,9 +43,8 @@ struct Rounds {
   }
 
   template <int SLOT>
-  __device__ static __forceinline__ void multiply(State& s) {
-    constexpr uint64_t b = uint64_t{(kX + SLOT * T::kXBytes) >> 4} | uint64_t{1} << 16 |
-                           uint64_t{64} << 32 | uint64_t{1} << 62;
+  __device__ __forceinline__ void multiply(State& s) const {
+    const uint64_t b = T::Fixed::descriptor(base, SLOT * T::kXBytes);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; ++i) wgmma_e4m3(s.part, s.w[SLOT % 2] + i * 4, b + i * 2, i > 0);
@@ -62,7 +57,7 @@ struct Rounds {
                                        float (&total)[kSums]) {
     constexpr int kAhead = (SLOT + 2) % kSlots;
     const bool more = !CHECK || left > 2;
-    const bool there = more && barrier_try(kFull + kAhead * 8, phases >> kAhead);
+    const bool there = more && barrier_try(base + kFull + kAhead * 8, phases >> kAhead);
     multiply<SLOT>(s);
     uint32_t scales_next = 0;
     // Always so where not CHECK: without a condition ptxas unpacks after the wait for the sums.
@@ -71,14 +66,13 @@ struct Rounds {
       scales_next = s.held.scales;
     }
     if (more) {
-      if (!there) barrier_wait(kFull + kAhead * 8, phases >> kAhead);
+      if (!there) barrier_wait(base + kFull + kAhead * 8, phases >> kAhead);
       fetch<kAhead>(s.held);
     }
     wgmma_wait<0>();
     asm volatile("" : "+r"(s.scales)::"memory");  // converted here, not before the wait
     T::add(s.part, T::scales(a, s.scales), total);
-    __syncwarp();
-    if (me.lane == 0) barrier_arrive(kEmpty + SLOT * 8);
+    T::release(base + kEmpty + SLOT * 8, me);
     s.scales = scales_next;
   }
 
@@ -98,12 +92,12 @@ struct Rounds {
                       const Segment& segment, float (&total)[kSums]) {
     State s;
     int left = segment.end - segment.begin;
-    barrier_wait(kFull, phases);
+    barrier_wait(base + kFull, phases);
     fetch<0>(s.held);
     T::unpack(s.held.codes, s.w[0]);
     s.scales = s.held.scales;
     if (left > 1) {
-      barrier_wait(kFull + 8, phases >> 1);
+      barrier_wait(base + kFull + 8, phases >> 1);
       fetch<1>(s.held);
     }
     for (; left >= kSlots + 2; left -= kSlots) round<false>(a, me, left, s, total);

@@ -33,15 +33,6 @@ struct Steps {
     wgmma_commit();
   }
 
-  __device__ static __forceinline__ void release(uint32_t empty, const Consumer& me) {
-    __syncwarp();
-    if constexpr (T::kCluster == 1) {
-      if (me.lane == 0) barrier_arrive(empty);
-    } else {
-      if (me.lane < T::kCluster) barrier_arrive_at(empty, me.lane);
-    }
-  }
-
   // A block of columns, whose first A registers are in `now`. With an odd number of chunks the next
   // block's are left in `other`, else in `now`. `last`: there is no next one.
   __device__ static __forceinline__ void step(const Args& a, const Shared& sh, const Consumer& me,
@@ -67,14 +58,14 @@ struct Steps {
       if (c == H - 1) {
         wgmma_wait<0>();
         T::add(part, scale, total);
-        release(empty, me);
+        T::release(empty, me);
       }
     }
   }
 
   // Of a whole block's life.
   Slot slot;
-  __device__ explicit Steps(const Consumer&) {}
+  __device__ Steps(const Consumer&, const Shared&) {}
   __device__ void sum(const Args& a, const Shared& sh, const Consumer& me, const Segment& s,
                       float (&total)[T::kSums]) {
     float part[T::kSums];

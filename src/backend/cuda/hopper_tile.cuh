@@ -28,10 +28,10 @@ struct Tile {
   static constexpr int kOutPitch = 144;                              // bytes: 64 rows and padding
   static constexpr int kOutBytes = kOutTokens * kOutPitch;
   static constexpr int kScaleBytes = FP8 ? TOKENS * 4 : 0;  // of the tile's tokens
-  // Slots of the ring where they are unrolled (hopper_rounds.cuh), else 0: as many as there is room
-  // for. An even number, since the registers of A go by turns.
+  // Slots of the ring where they are unrolled (hopper_rounds.cuh, hopper_parts.cuh), else 0: as
+  // many as there is room for. An even number, since the registers of A go by turns.
   static constexpr bool kUnrolled = FP8 && TOKENS >= 64;
-  static constexpr int kSlots = !kUnrolled ? 0 : TOKENS > 128 ? 6 : 8;
+  static constexpr int kSlots = !kUnrolled ? 0 : TOKENS > 160 ? 4 : TOKENS > 128 ? 6 : 8;
 
   // Shared memory: x slots, w slots; an output tile, the tokens' scales and a flag for either
   // warpgroup; full and empty barriers.
@@ -47,6 +47,20 @@ struct Tile {
       flags = scales + 2 * kScaleBytes;
       full = flags + 16;
       empty = full + stages * 8;
+    }
+  };
+
+  // The same addresses as numbers, where the ring is unrolled: shared memory begins behind the
+  // system's own kilobyte, which run() makes sure of.
+  struct Fixed {
+    static constexpr uint32_t kX = 1024, kW = kX + kSlots * kXBytes,
+                              kFull = kW + kSlots * kWBytes + 2 * (kOutBytes + kScaleBytes) + 16,
+                              kEmpty = kFull + kSlots * 8;
+    // What is to be added: addresses in a cluster have the block's number in their high bits.
+    __device__ static uint32_t base(const Shared& sh) { return kCluster == 1 ? 0 : sh.x - kX; }
+    __device__ static uint64_t descriptor(uint32_t base, uint32_t offset) {
+      const uint64_t fixed = fixed_descriptor(kX + offset);
+      return kCluster == 1 ? fixed : fixed + ((base & 0x3ffff) >> 4);
     }
   };
 
@@ -69,6 +83,16 @@ struct Tile {
       scales = group * kHopperRecord + 4096 + (warp * 8 + lane / 4) * 4;
     }
   };
+
+  // A warp is done with a slot, in all blocks whose producers wait for it.
+  __device__ static __forceinline__ void release(uint32_t empty, const Consumer& me) {
+    __syncwarp();
+    if constexpr (kCluster == 1) {
+      if (me.lane == 0) barrier_arrive(empty);
+    } else {
+      if (me.lane < kCluster) barrier_arrive_at(empty, me.lane);
+    }
+  }
 
   // Four codes, nibbles in the low halves of the bytes, to e4m3.
   __device__ static uint32_t to_e4m3(uint32_t w) {

@@ -31,57 +31,65 @@ struct Finish {
   static constexpr int kPartials = T::kCluster * 2 * T::kSums * 128;
 
   // Leaves the sums of a shared tile in the workspace; true for the last to come, which then has
-  // the sums of all.
+  // the sums of all. It is the end of a launch that waits for this, so: one thread fences for all
+  // (the barrier makes their writes its own, and its reading theirs), and of two parts the last
+  // keeps its own, since a + b is b + a to the bit.
   __device__ static bool add_partials(const Args& a, const Shared& sh, const Consumer& me,
                                       int worker, uint32_t rank, const Segment& s,
                                       float (&total)[T::kSums]) {
-    const int tile = s.tile - a.whole_tiles, units = a.split_tiles * a.blocks;
-    const int first = tile * a.blocks;
-    const auto place = [&](int w, int begin) {
+    constexpr int kOf = T::kSums / 4;  // float4 of a thread
+    const int tile = s.tile - a.whole_tiles, first = tile * a.blocks;
+    const auto place = [&](int w) {
       // A worker's share begins in one tile and ends in another or the same one.
-      const int64_t slot = int64_t{w} * 2 + (begin >= first ? 0 : 1);
+      const int64_t slot = int64_t{w} * 2 + (Walk::share(a, w) >= first ? 0 : 1);
       return reinterpret_cast<float4*>(a.partials + slot * kPartials +
                                        (static_cast<int>(rank) * 2 + me.group) * T::kSums * 128) +
              me.thread;
     };
-    float4* to = place(worker, Walk::share(a, worker, units));
+    float4* to = place(worker);
 #pragma unroll
-    for (int i = 0; i < T::kSums / 4; ++i)
+    for (int i = 0; i < kOf; ++i)
       __stcg(to + i * 128,
              make_float4(total[4 * i], total[4 * i + 1], total[4 * i + 2], total[4 * i + 3]));
-    __threadfence();
-    named_sync(1 + me.group, 128);
-    // The first worker with a part of this tile: the last whose share begins at or before it.
-    int from = first * a.workers / units;
-    while (Walk::share(a, from + 1, units) <= first) ++from;
-    while (Walk::share(a, from, units) > first) --from;
-    int to_worker = from;
-    while (Walk::share(a, to_worker + 1, units) < first + a.blocks) ++to_worker;
+    const int from = Walk::sharer(a, first), end = Walk::sharer(a, first + a.blocks - 1) + 1;
     const uint32_t flag = sh.flags + me.group * 4;
+    named_sync(1 + me.group, 128);
     if (me.thread == 0) {
       uint32_t* counter = a.counters + (tile * T::kCluster + static_cast<int>(rank)) * 2 + me.group;
-      const auto parts = static_cast<uint32_t>(to_worker - from + 1);
-      const bool last = atomicAdd(counter, 1) + 1 == parts;
+      gpu_fence();
+      const bool last = atomicAdd(counter, 1) + 1 == static_cast<uint32_t>(end - from);
+      gpu_fence();
       if (last) *counter = 0;
       asm volatile("st.shared.u32 [%0], %1;" ::"r"(flag), "r"(static_cast<int>(last)) : "memory");
     }
     named_sync(1 + me.group, 128);
-    const bool last = load_shared_word(flag) != 0;
-    named_sync(1 + me.group, 128);  // the flag may be written again
-    if (!last) return false;
-    __threadfence();
-    for (int w = from; w <= to_worker; ++w) {
-      const float4* at = place(w, Walk::share(a, w, units));
+    if (load_shared_word(flag) == 0) return false;
+    if (end - from == 2) {
+      const float4* other = place(worker == from ? from + 1 : from);
 #pragma unroll
-      for (int i = 0; i < T::kSums / 4; ++i) {
-        const float4 v = __ldcg(at + i * 128);
-        const float add[4] = {v.x, v.y, v.z, v.w};
+      for (int i = 0; i < kOf; ++i) add(__ldcg(other + i * 128), total + 4 * i);
+      return true;
+    }
+    // In the order of columns; of few tokens, parts are on their way together.
+    constexpr int kTogether = kOf <= 4 ? 4 : 1;
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          total[4 * i + j] = w == from ? add[j] : total[4 * i + j] + add[j];
-      }
+    for (int i = 0; i < T::kSums; ++i) total[i] = 0;
+    for (int w = from; w < end; w += kTogether) {
+      float4 part[kTogether][kOf];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j)
+#pragma unroll
+        for (int i = 0; i < kOf; ++i)
+          part[j][i] = w + j < end ? __ldcg(place(w + j) + i * 128) : float4{0, 0, 0, 0};
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j)
+#pragma unroll
+        for (int i = 0; i < kOf; ++i) add(part[j][i], total + 4 * i);
     }
     return true;
+  }
+  __device__ static void add(float4 v, float* to) {
+    to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
   }
 
   __device__ static uint32_t pack(float a, float b) {

@@ -21,24 +21,23 @@
 // for both.
 //
 // A worker (block or cluster) does whole tiles in waves, the token tile running fastest, so that
-// weights come from memory once and tokens stay in L2; the tiles left over are cut by columns into
-// equal shares for all workers (stream-K, Osama et al. arXiv 2301.03598). A shared tile's partial
-// sums go to the workspace, and the warpgroup that comes last adds them in the order of columns:
-// nobody waits, and the result does not depend on who came last.
+// weights come from memory once and tokens stay in L2; tiles left over may be cut by columns
+// (hopper_split.h; stream-K: Osama et al. arXiv 2301.03598). A shared tile's partial sums go to the
+// workspace, and the warpgroup that comes last adds them in the order of columns: nobody waits, and
+// the result does not depend on who came last.
 //
 // Bytes: codes and scales once from memory (0.516 byte a weight), x once for each 128 weight
 // rows from L2, out once.
 //
-// Measured on an H100 (copy 2,434 GB/s; the four linears of a Llama-2-70B layer in a graph, each
-// launched under the one before, bursts; ms, in brackets cuBLASLt with FP8 weights in the same
-// run):
-//   M                     1      16            64            128           256          640
-//   W4A8 (share of copy)  0.167  0.171 (0.40)  0.188 (0.36)  0.247 (0.34)  0.49 (0.41)  1.19 (0.96)
-//                         108 %  106 %         97 %          74 %
-//   W4A16                 0.181  0.179         0.246         0.394         0.68         1.82
-//   M                     1024         1280         1600         2080
-//   W4A8                  1.88 (1.47)  2.31 (1.85)  2.81 (2.70)  3.69 (3.58)
-//   W4A16                 3.04         3.63         4.56         6.10
+// Measured on an H100 (copy 2,441 GB/s; the four linears of a Llama-2-70B layer in a graph, each
+// launched under the one before, bursts; ms, in brackets cuBLASLt with FP8 weights in other runs):
+//   M                     1      16            32     64            128           256          512
+//   W4A8                  0.163  0.163 (0.40)  0.167  0.176 (0.36)  0.234 (0.34)  0.40 (0.41)  0.84
+//   share of copy         110 %  110 %         108 %  102 %         77 %
+//   W4A16 (split before)  0.181  0.179                0.246         0.394         0.68
+//   M                     1024         2048
+//   W4A8                  1.57 (1.47)  3.4
+//   W4A16                 3.04
 // Errors of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
 // |terms| at K = 8192; with bf16 inputs 1e-7.
 //

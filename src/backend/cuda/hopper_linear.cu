@@ -1,8 +1,10 @@
 // Hopper linears: repacking at load, the choice of a configuration, the launch.
 #include <algorithm>
 #include <cstdio>
+#include <span>
 
 #include "backend/cuda/hopper_kernel.cuh"
+#include "backend/cuda/hopper_split.h"
 
 namespace drover::cuda {
 namespace {
@@ -150,27 +152,17 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
   const int limit = v.per_sm == 1 ? kSharedLimit : kSharedLimitOfTwo;
   c.token_tiles = static_cast<int>((rows + v.tokens - 1) / v.tokens);
   c.weight_tiles = (w.tiles + v.cluster - 1) / v.cluster;
-  const int tiles = c.token_tiles * c.weight_tiles;
-  c.workers = std::max(1, work.multiprocessors * v.per_sm / v.cluster);
-  c.whole_tiles = tiles;
-  const int left = tiles % c.workers;
-  // Sums cost traffic: a wave that is nearly full is left as it is.
-  if (v.split && left != 0 && (tiles < c.workers || left * 16 < c.workers * 15)) {
-    const int split = tiles < c.workers ? tiles : c.workers + left;
-    // Four blocks of columns a worker or more, and never less than one.
-    const int units = split * w.blocks;
-    const int workers = tiles < c.workers ? std::clamp(units / 4, 1, c.workers) : c.workers;
-    const bool room =
-        static_cast<size_t>(workers) * 2 * static_cast<size_t>(kernel.partials) <=
-            work.partial_count &&
-        static_cast<size_t>(split) * 2 * static_cast<size_t>(v.cluster) <= work.counter_count &&
-        int64_t{units} * (workers + 1) < int64_t{1} << 31;
-    if (room && workers > 1) {
-      c.workers = workers;
-      c.split_tiles = split, c.whole_tiles = tiles - split;
-    }
-  }
-  if (c.split_tiles == 0) c.workers = std::min(c.workers, tiles);
+  // Measured (DECISIONS): 4,000 cycles where a block takes 500, 8,000 where it takes 700.
+  const SplitLimits limits{
+      v.split && kernel.partials > 0
+          ? static_cast<int64_t>(work.partial_count / static_cast<size_t>(kernel.partials))
+          : 0,
+      static_cast<int64_t>(work.counter_count) / (2 * v.cluster), v.tokens <= 64 ? 6.0 : 11.0};
+  const TileSplit split =
+      split_tiles(c.token_tiles * c.weight_tiles, w.blocks,
+                  std::max(1, work.multiprocessors * v.per_sm / v.cluster), limits);
+  c.workers = split.workers, c.whole_tiles = split.whole_tiles, c.blocks = split.blocks;
+  c.split_tiles = split.split_tiles, c.split_workers = split.split_workers;
   c.stages = kernel.slots > 0
                  ? kernel.slots
                  : std::min(v.max_stages, (limit - kernel.fixed_bytes) / kernel.slot_bytes);
@@ -182,20 +174,29 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
 // takes a little more than half of the shared memory: room for a small kernel beside it, but not
 // for a second block of its own, which the first multiprocessors got where a launch came while a
 // norm still ran on another (gate_up of one row 104 us, else 83). bf16 inputs want two blocks, to
-// unpack in time (M = 1 0.182 ms, else 0.194). Of many tokens, under load: a tile of 160 in
-// clusters of two takes 1.105 times what one of 128 takes, a tile of 256 alone 1.88 times.
+// unpack in time (M = 1 0.182 ms, else 0.194). Of many tokens a
+// tile's time beside that of 128 is told below; clusters of two pay from 640 tokens on (512, in
+// bursts: 0.84 ms alone, 0.88 in clusters; 1,024: 1.82 and 1.75), as does a tile of 256
+// (0.89; 1.57).
 HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work) {
   HopperVariant v;
   v.tokens = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
   if (v.tokens <= 32 && w.fp8) v.max_stages = v.tokens == 8 ? 12 : 11;
   if (v.tokens <= 32 && !w.fp8) v.per_sm = 2;
   if (w.fp8 && rows > 128) {
-    const auto time = [&](int64_t tokens, double of_tile) {
-      return static_cast<double>((rows + tokens - 1) / tokens) * of_tile;
+    struct Way {
+      HopperVariant variant;
+      double of_tile;  // time of a block of columns
     };
-    const double t128 = time(128, 1.0), t160 = time(160, 1.105), t256 = time(256, 1.88);
-    v.tokens = t256 < std::min(t128, t160) ? 256 : t160 < t128 ? 160 : 128;
-    v.cluster = v.tokens == 256 ? 1 : 2;
+    static constexpr Way kFew[] = {{{128, 1}, 1}, {{160, 1}, 1.12}};
+    static constexpr Way kMany[] = {{{128, 2}, 1}, {{160, 2}, 1.105}, {{256, 1}, 1.79}};
+    HopperConfig best;
+    for (const Way& way : rows <= 640 ? std::span<const Way>(kFew) : std::span<const Way>(kMany)) {
+      HopperConfig c = plan_hopper(w, rows, work, way.variant);
+      c.blocks *= way.of_tile;
+      if (best.workers == 0 || c.blocks < best.blocks) best = c;
+    }
+    return best;
   }
   if (rows >= 1024 && !w.fp8) v.cluster = 2;  // 4.48, else 4.61
   return plan_hopper(w, rows, work, v);
@@ -229,16 +230,17 @@ bool same_launch(const HopperConfig& a, const HopperConfig& b) {
   return a.variant.tokens == b.variant.tokens && a.variant.cluster == b.variant.cluster &&
          a.variant.per_sm == b.variant.per_sm && a.variant.dependent == b.variant.dependent &&
          a.stages == b.stages && a.workers == b.workers && a.whole_tiles == b.whole_tiles &&
-         a.split_tiles == b.split_tiles;
+         a.split_tiles == b.split_tiles && a.split_workers == b.split_workers;
 }
 
 int describe(const HopperConfig& c, char* to, size_t room) {
   const HopperVariant& v = c.variant;
   return std::snprintf(
       to, room,
-      "128x%d cluster %d, %d a multiprocessor, %d stages, %d workers: %d whole and "
-      "%d split tiles",
-      v.tokens, v.cluster, v.per_sm, c.stages, c.workers, c.whole_tiles, c.split_tiles);
+      "128x%d cluster %d, %d a multiprocessor, %d stages, %d workers: %d whole tiles, "
+      "%d split into %d",
+      v.tokens, v.cluster, v.per_sm, c.stages, c.workers, c.whole_tiles, c.split_tiles,
+      c.split_workers);
 }
 
 bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in,
@@ -264,7 +266,11 @@ bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in
   a.partials = work.partials, a.counters = work.counters;
   a.rows = static_cast<int>(rows), a.n = w.rows, a.blocks = w.blocks;
   a.token_tiles = c.token_tiles, a.whole_tiles = c.whole_tiles, a.split_tiles = c.split_tiles;
-  a.workers = c.workers, a.stages = c.stages;
+  a.workers = c.workers, a.split_workers = c.split_workers, a.stages = c.stages;
+  if (c.split_workers > 0) {
+    const int units = c.split_tiles * w.blocks;
+    a.share = units / c.split_workers, a.longer = units % c.split_workers;
+  }
   a.policy = c.token_tiles == 1 ? kEvictFirst : kEvictNormal;
   a.f32_out = f32_out, a.bf16_scales = w.bf16_scales, a.gated = w.gated;
   kernel.launch(a, map, c, s);

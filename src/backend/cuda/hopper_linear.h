@@ -57,8 +57,9 @@ struct HopperConfig {
   int shared_bytes = 0;  // a thread block
   int workers = 0;       // clusters in the grid
   int token_tiles = 0, weight_tiles = 0;
-  int whole_tiles = 0;  // tiles done by one worker each, in waves
-  int split_tiles = 0;  // the rest, their columns in equal shares for all workers
+  int whole_tiles = 0;                     // tiles done by one worker each, in waves
+  int split_tiles = 0, split_workers = 0;  // the rest, their columns in equal shares
+  double blocks = 0;                       // estimated time, in blocks of columns
 };
 HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& work,
                          const HopperVariant& variant);
@@ -69,7 +70,8 @@ bool hopper_has(bool fp8, const HopperVariant& variant);
 std::vector<HopperVariant> hopper_variants(bool fp8, int64_t rows);
 // Whether two plans for the same weights and rows launch the same.
 bool same_launch(const HopperConfig& a, const HopperConfig& b);
-// "128x128 cluster 2 stages 8 workers 66: 5,280 whole + 96 split tiles", for a person.
+// "128x8 cluster 1, 1 a multiprocessor, 12 stages, 132 workers: 396 whole tiles, 52 split into
+// 104", for a person.
 int describe(const HopperConfig& c, char* to, size_t room);
 
 // in [rows, cols] bf16, or e4m3 with in_scale [rows]; out [rows, w.rows] bf16 or f32, where w is

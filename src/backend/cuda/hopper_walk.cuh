@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define DROVER_ANYWHERE __host__ __device__
+#else
+#define DROVER_ANYWHERE  // in tests
+#endif
+
 namespace drover::cuda::hopper {
 
 struct Args {
@@ -15,7 +21,9 @@ struct Args {
   int64_t n;
   int blocks;  // of 128 columns
   int token_tiles, whole_tiles, split_tiles;
-  int workers, stages;
+  int workers, split_workers;  // hopper_split.h
+  int share, longer;  // blocks of a share of the split tiles, of the first so many one more
+  int stages;
   uint64_t policy;  // of L2, for weights
   bool f32_out, bf16_scales, gated;
 };
@@ -28,11 +36,9 @@ struct Segment {
 // The segments of a worker, in order.
 class Walk {
  public:
-  __device__ Walk(const Args& a, int worker) : tile_(worker) {
-    const int units = a.split_tiles * a.blocks;
-    at_ = share(a, worker, units), end_ = share(a, worker + 1, units);
-  }
-  __device__ bool next(const Args& a, Segment& s) {
+  DROVER_ANYWHERE Walk(const Args& a, int worker)
+      : tile_(worker), at_(share(a, worker)), end_(share(a, worker + 1)) {}
+  DROVER_ANYWHERE bool next(const Args& a, Segment& s) {
     if (tile_ < a.whole_tiles) {
       s = {tile_, 0, a.blocks};
       tile_ += a.workers;
@@ -40,14 +46,20 @@ class Walk {
     }
     if (at_ >= end_) return false;
     const int tile = at_ / a.blocks, first = tile * a.blocks;
-    const int stop = min(end_, first + a.blocks);
+    const int stop = end_ < first + a.blocks ? end_ : first + a.blocks;
     s = {a.whole_tiles + tile, at_ - first, stop - first};
     at_ = stop;
     return true;
   }
   // Where a worker's share of the split tiles' blocks begins.
-  __device__ static int share(const Args& a, int worker, int units) {
-    return worker * units / a.workers;  // below 2^31 (plan_hopper)
+  DROVER_ANYWHERE static int share(const Args& a, int worker) {
+    const int w = worker < a.split_workers ? worker : a.split_workers;
+    return w * a.share + (w < a.longer ? w : a.longer);
+  }
+  // Whose share a block of the split tiles is in.
+  DROVER_ANYWHERE static int sharer(const Args& a, int block) {
+    const int longer = a.longer * (a.share + 1);
+    return block < longer ? block / (a.share + 1) : a.longer + (block - longer) / a.share;
   }
 
  private:

@@ -218,9 +218,27 @@ class StepBench {
     DROVER_CHECK(batch <= job_.limits.slots * job_.grid.dp, ExitCode::kUsage,
                  "a batch of {} needs --max-sequences {}", batch,
                  (batch + job_.grid.dp - 1) / job_.grid.dp);
+    const int64_t needed = fewest_new_tokens(batch);
+    DROVER_CHECK(plan_.new_tokens >= needed, ExitCode::kUsage,
+                 "batch {}: the first sequence would end before all have started; it needs "
+                 "--new-tokens {} or more, or more --step-tokens",
+                 batch, needed);
   }
 
  private:
+  // Steps from the first sequence's first token on until all of a group's have theirs, and two in
+  // which all decode: told before a pass of minutes, not after it. What decodes comes first in a
+  // step (sched), prompts have what is left of its rows.
+  int64_t fewest_new_tokens(int batch) const {
+    const int64_t groups = int64_t{job_.grid.dp} * job_.limits.groups;
+    const int64_t sequences = batch / groups, prompt = plan_.prompt_tokens;
+    int64_t rows = 0, steps = 0;  // since the first sequence began to decode
+    for (rows = std::max<int64_t>(prompt, job_.limits.step_tokens); rows < sequences * prompt;
+         ++steps)
+      rows += std::max<int64_t>(1, job_.limits.step_tokens - rows / prompt);
+    return steps + 3;
+  }
+
   Pass pass(int batch, int32_t prompt, int32_t new_tokens) {
     std::uniform_int_distribution<int32_t> token(0, a_.vocab - 1);
     std::vector<Request> requests(static_cast<size_t>(batch));

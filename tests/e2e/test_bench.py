@@ -1,6 +1,7 @@
 """`drover bench`: that it runs on grids, counts what it should, and says no; never how fast it is."""
 
 import json
+import re
 
 import pytest
 
@@ -56,6 +57,17 @@ def test_a_cpu_has_nothing_to_tune(tmp_path, bench):
 def test_a_batch_without_slots():
     outcome = drover.drover(1, *STEP, "--batches", "1,9", "--max-sequences", 8, check=False)
     assert outcome.code == 2 and "--max-sequences 9" in outcome.err
+
+
+def test_an_answer_shorter_than_the_prompts_take():
+    step = ("bench", "step", "--model", "synthetic:tiny", "--prompt-tokens", 64, "--batches", 12,
+            "--step-tokens", 64, "--repeat", 1, "--threads", 1)
+    outcome = drover.drover(1, *step, "--new-tokens", 8, check=False)
+    assert outcome.code == 2
+    needed = int(re.search(r"--new-tokens (\d+) or more", outcome.err).group(1))
+    # 12 prompts in steps of 64 rows, of which those that have started take some; two steps of all.
+    assert 14 <= needed <= 16
+    drover.drover(1, *step, "--new-tokens", needed)
 
 
 def test_communicator(tmp_path):

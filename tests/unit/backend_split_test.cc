@@ -31,8 +31,11 @@ int most_blocks(const TileSplit& s, int tiles, int blocks) {
                                       std::vector<int>(static_cast<size_t>(blocks)));
   std::map<int, std::set<int>> sharers;  // of a split tile
   int most = 0;
+  // Equal parts of one length: a worker has one.
+  const bool equal = s.split_workers > 0 && s.split_workers % s.split_tiles == 0 &&
+                     blocks % (s.split_workers / s.split_tiles) == 0;
   for (int w = 0; w < s.workers; ++w) {
-    int mine = 0;
+    int mine = 0, shared = 0;
     std::set<int> half;  // which of its two partial tiles a worker has used
     hopper::Segment g;
     for (hopper::Walk walk(a, w); walk.next(a, g);) {
@@ -40,6 +43,7 @@ int most_blocks(const TileSplit& s, int tiles, int blocks) {
       for (int k = g.begin; k < g.end; ++k)
         ++times.at(static_cast<size_t>(g.tile)).at(static_cast<size_t>(k));
       mine += g.end - g.begin;
+      shared += g.tile >= s.whole_tiles ? 1 : 0;
       if (g.begin == 0 && g.end == blocks) continue;
       EXPECT_GE(g.tile, s.whole_tiles);
       const int first = (g.tile - s.whole_tiles) * blocks;
@@ -47,6 +51,9 @@ int most_blocks(const TileSplit& s, int tiles, int blocks) {
           << "worker " << w << " leaves two parts in one place";
       sharers[g.tile].insert(w);
     }
+    // Less than two tiles of the last full wave and the rest; places in the workspace by worker.
+    EXPECT_LE(shared, equal ? 1 : 3);
+    EXPECT_TRUE(shared == 0 || w < s.split_workers);
     most = std::max(most, mine);
   }
   for (const auto& tile : times)
@@ -71,12 +78,17 @@ TEST(TileSplit, CoversEveryBlockOnce) {
     const int tiles = pick(1, pick(0, 1) ? 40 : 700), blocks = pick(1, 90), workers = pick(1, 140);
     SplitLimits limits = kRoomy;
     limits.fix_up = pick(0, 12);
+    if (pick(0, 2) == 0) limits.partials = pick(0, 2 * workers);
+    if (pick(0, 2) == 0) limits.counters = pick(0, 2 * workers);
     SCOPED_TRACE(testing::Message() << tiles << " tiles of " << blocks << " blocks on " << workers
-                                    << " workers, fix-up " << limits.fix_up);
+                                    << " workers, fix-up " << limits.fix_up << ", room for "
+                                    << limits.partials << " and " << limits.counters);
     const TileSplit s = split_tiles(tiles, blocks, workers, limits);
     EXPECT_LE(s.workers, workers);
     EXPECT_LE(s.split_workers, s.workers);
     EXPECT_EQ(s.whole_tiles + s.split_tiles, tiles);
+    EXPECT_LE(2 * s.split_workers, limits.partials);
+    EXPECT_LE(s.split_tiles, limits.counters);
     const int most = most_blocks(s, tiles, blocks);
     // The estimate is of the busiest worker, and never worse than whole tiles.
     EXPECT_LE(s.blocks, (tiles + workers - 1) / workers * blocks);

@@ -3,7 +3,7 @@
 // more memory than the L2 cache holds; so do KV pages. Short bursts from a cool chip, not steady
 // state.
 //
-//   cuda_ops_bench OUT.json COMMIT [linear | attention | rows]
+//   cuda_ops_bench OUT.json COMMIT [linear | attention | prefill | rows]
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -278,7 +278,9 @@ struct Bench {
 
 int main(int argc, char** argv) {
   if (argc < 3)
-    return std::fprintf(stderr, "cuda_ops_bench OUT.json COMMIT [linear | attention | rows]\n"), 2;
+    return std::fprintf(stderr,
+                        "cuda_ops_bench OUT.json COMMIT [linear | attention | prefill | rows]\n"),
+           2;
   const std::string only = argc > 3 ? argv[3] : "";
   drover::Bench b;
   std::printf("%s\n", b.backend->description().c_str());
@@ -292,9 +294,14 @@ int main(int argc, char** argv) {
     b.attention(1, 8192, 1);
     b.attention(256, 512, 1, 0, 4);
     b.attention(256, 512, 1, 0, 8, true);
+  }
+  if (only.empty() || only == "attention" || only == "prefill") {
     b.attention(1, 512, 512, 255);
     b.attention(4, 2048, 512);
     b.attention(8, 512, 512);
+    b.attention(7, 294, 294);
+    b.attention(1, 2048, 2048);
+    b.attention(1, 4096, 4096);
   }
   if (only.empty() || only == "rows") b.rows();
   char date[32];

@@ -443,6 +443,65 @@ TEST_P(CacheTest, ChunkingChangesNothing) {
   }
 }
 
+// Heads of 128 features, whose prefill has a kernel of its own on some GPUs: long chunks from the
+// start and in the middle, sequences that meet within a block of rows, groups that divide nothing.
+// Against the reference, and to the bit: a prompt whole, in uneven chunks, and among others.
+TEST_P(CacheTest, LongChunks) {
+  for (const int group : {8, 1, 3}) {
+    const int d = 128, kv_heads = 2, heads = kv_heads * group, rows = 600;
+    const auto width = static_cast<size_t>((heads + 2 * kv_heads) * d);
+    const KvShape s = shape(KvFormat::kFp8, kv_heads, d, group == 3 ? 5 : 16, 3, rows);
+    const int per_slot = (rows + s.page_tokens - 1) / s.page_tokens;
+    auto qkv = normals(rows * width);
+    // Sizes of values' scales far apart, zeros among them.
+    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+      const float size = r % 50 < 3 ? 0.0f : std::ldexp(1.0f, static_cast<int>(integer(-9, 3)));
+      for (size_t i = 0; i < static_cast<size_t>(kv_heads * d); ++i)
+        qkv[r * width + static_cast<size_t>((heads + kv_heads) * d) + i] *= size;
+    }
+    std::vector<float> whole;
+    for (const int size : {rows, 257, 100, 7}) {
+      if (wide() && size < 100) continue;  // the CPU's, which has nothing of its own here
+      Cache cache(*backend_, random_, s, 3, per_slot);
+      std::vector<float> out;
+      for (int start = 0; start < rows; start += size) {
+        const int count = std::min(size, rows - start), others = std::min(count, 150);
+        std::vector<float> part(qkv.begin() + start * width, qkv.begin() + (start + count) * width);
+        part.insert(part.end(), qkv.begin(), qkv.begin() + others * width);
+        const std::vector<Piece> pieces = {{0, start, count}, {1, 0, others}};
+        const auto rotated = append(cache, heads, d, true, pieces, part);
+        const auto got = attend(cache, heads, pieces, rotated, false);
+        if (count == size)
+          compare_attention(cache, heads, pieces, rotated, got,
+                            "chunks of " + std::to_string(size));
+        out.insert(out.end(), got.begin(), got.begin() + count * heads * d);
+      }
+      if (whole.empty()) whole = out;
+      ASSERT_EQ(out.size(), whole.size());
+      EXPECT_EQ(0, std::memcmp(out.data(), whole.data(), out.size() * 4))
+          << "groups of " << group << ", chunks of " << size;
+    }
+  }
+}
+
+// A value's NaN reaches the rows that see it and no other, in a block of tokens that all see and in
+// one that some do.
+TEST_P(CacheTest, NotANumberInLongChunks) {
+  const int d = 128, heads = 8, rows = 300;
+  const size_t width = 10 * d;
+  const KvShape s = shape(KvFormat::kFp8, 1, d, 16, 1, rows);
+  Cache cache(*backend_, random_, s, 1, (rows + 15) / 16);
+  auto qkv = normals(rows * width);
+  const size_t bad = 205;
+  qkv[bad * width + 9 * d + 7] = std::nanf("");
+  const std::vector<Piece> pieces = {{0, 0, rows}};
+  const auto rotated = append(cache, heads, d, true, pieces, qkv);
+  const auto out = attend(cache, heads, pieces, rotated);
+  for (size_t r = 0; r < static_cast<size_t>(rows); ++r)
+    for (size_t i = 0; i < static_cast<size_t>(heads * d); ++i)
+      ASSERT_EQ(std::isnan(out[r * heads * d + i]), r >= bad) << "row " << r;
+}
+
 TEST_P(CacheTest, UnknownHeadSizeIsRefused) {
   const KvShape s = shape(KvFormat::kF32, 1, 48, 16, 1, 16);
   Cache cache(*backend_, random_, s, 1, 1);

@@ -32,6 +32,11 @@
 #include "backend/cuda/dependent_launch.cuh"
 
 namespace drover::cuda {
+
+// FP8 prefill of heads of 128 features, of groups of up to 128 (hopper_attention.cuh).
+void hopper_prefill(const attention_detail::AttentionArgs& a, const Workspace& work,
+                    cudaStream_t s);
+
 namespace attention_detail {
 
 // Sizes of decode's block: warps, and slots of each.
@@ -475,7 +480,11 @@ void launch_type(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   const int decode_begin = a.rows.rows - a.rows.decode_rows;
   if (decode_begin > 0) {
     a.first_row = 0, a.end_row = decode_begin;
-    launch_prefill<D, TYPE, kEights>(a, s);
+    const bool hopper = D == 128 && TYPE == kKvFp8 && work.wgmma_prefill && a.group <= 128;
+    if (hopper)
+      hopper_prefill(a, work, s);
+    else
+      launch_prefill<D, TYPE, kEights>(a, s);
   }
   if (a.rows.decode_rows == 0) return;
   a.first_row = decode_begin, a.end_row = a.rows.rows;

@@ -2,7 +2,8 @@
 // vectors, from rows of the cache in shared memory straight to mma fragments (m16n8k16, f32 sums).
 // Keys and values are the operand of 16 rows (tokens, then features), queries and probabilities the
 // one of 8 columns, so that groups of 8 query heads waste nothing.
-// Decode and prefill (attention_kernel.cuh) both work through it, so that they give the same bits.
+// Decode and prefill (attention_kernel.cuh) both work through it, so that they give the same bits;
+// prefill on wgmma (hopper_attention.cuh) does not.
 //
 // FP8: codes become f16 by the hardware (one instruction for two from sm_89 on), exactly. Queries
 // become f16 after a power of two brings a vector's largest element to 2^14, probabilities times

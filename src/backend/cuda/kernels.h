@@ -105,10 +105,13 @@ struct Workspace {
   uint32_t* counters = nullptr;
   size_t counter_count = 0;
   int multiprocessors = 0;
+  bool wgmma_prefill = false;  // hopper_prefill may be used
 };
 
 // Head sizes 16, 32, 64, 128, 256; any number of query heads a KV head. The last rows.decode_rows
-// rows go as decode. With out_scale the queries in qkv do not survive.
+// rows go as decode. With out_scale the queries in qkv do not survive. Rows of prefill get the same
+// bits however prompts are cut into chunks; decode's bits are the same as prefill's, but for
+// hopper_prefill's.
 void attention(void* qkv, void* out, float* out_scale, int32_t heads, const Cache& cache,
                const Rows& rows, const Workspace& work, cudaStream_t s);
 

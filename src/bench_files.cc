@@ -188,12 +188,36 @@ class File {
       const std::string what = fmt::format("{} of {} bytes, {} ranks", operation, bytes, ranks);
       if (operation == "all_reduce" && (j.value("graph_calls", 0) > 0 || !recorded[bytes])) {
         const Placement place{.tp = ranks};
-        add(out, what, seconds, 0.3, [=](const Rates& r) { return sum_seconds(bytes, place, r); });
+        add(out, what, seconds, 0.3, [=](const Rates& r) { return ring_seconds(bytes, place, r); });
+      }
+      if (operation == "peer_norm" && j.value("graph_calls", 0) > 0 &&
+          peers_may_sum(bytes, {.tp = ranks})) {
+        // Without the norm, which is what a sum with it takes more than one without.
+        const double sum = seconds - recorded_seconds("reduce_norm", bytes) +
+                           recorded_seconds("all_reduce", bytes);
+        const Placement place{.tp = ranks};
+        if (sum > 0)  // not so where one of them is absent
+          add(out, what, sum, 0.3, [=](const Rates& r) { return peer_seconds(bytes, place, r); });
       }
       if (operation == "send_recv") {
         add(out, what, seconds, 0.3, [=](const Rates& r) { return send_seconds(bytes, false, r); });
       }
     }
+  }
+
+  // Of an operation on bf16 in a graph, between the sizes measured; NaN outside of them.
+  double recorded_seconds(const std::string& operation, double bytes) const {
+    std::map<double, double> at;
+    for (const Json& j : json_.at("figures"))
+      if (j.at("operation") == operation && j.at("type") == "bf16" && j.value("graph_calls", 0) > 0)
+        at[j.at("bytes").get<double>()] = j.at("us").get<double>() * 1e-6;
+    const auto above = at.lower_bound(bytes);
+    if (above == at.end()) return std::nan("");
+    if (above->first == bytes) return above->second;
+    if (above == at.begin()) return std::nan("");
+    const auto below = std::prev(above);
+    const double share = (bytes - below->first) / (above->first - below->first);
+    return below->second + share * (above->second - below->second);
   }
 
   // cuda_ops_bench's: decode attention is what steps need of it.

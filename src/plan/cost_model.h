@@ -16,6 +16,9 @@
 //   sum(S)     = latency * log2(t) + 2 (t - 1) / t * S / rate over t ranks of a node (a tree for
 //                the latency, a ring for the bytes: nccl-tests' PERFORMANCE.md has the ring's
 //                factor); over several nodes the same again between them, by every rank's port
+//              GPUs of one node sum few rows over each other's memory where that is faster (up to 8
+//              of them, 1 MiB of rows, 2 MiB sent by each: backend.h, PeerSums):
+//              peer_latency + (t - 1) * S / rate
 //   send(S)    = latency + S / rate
 //
 // A pipeline's round, in which each of g groups passes all stages, takes
@@ -50,7 +53,8 @@ enum RateId : uint8_t {
   kNetSumRate,
   kNetSendLatency,
   kNetSendRate,
-  kShare,  // CPU: what a rank keeps of its rates when all cores of its node are at work
+  kShare,        // CPU: what a rank keeps of its rates when all cores of its node are at work
+  kPeerLatency,  // s, of a sum over peer memory; CPU ranks have none: a second, which is never less
   kRates
 };
 const char* rate_name(RateId id);
@@ -109,6 +113,10 @@ struct StepCost {  // seconds
 StepCost step_cost(const ShardShape& shape, const StepWork& work, const Placement& place,
                    const Rates& rates);
 double sum_seconds(double bytes, const Placement& place, const Rates& rates);
+// One way of the two: the communicator's, and over peer memory, where that may be.
+double ring_seconds(double bytes, const Placement& place, const Rates& rates);
+bool peers_may_sum(double bytes, const Placement& place);
+double peer_seconds(double bytes, const Placement& place, const Rates& rates);
 double send_seconds(double bytes, bool across_nodes, const Rates& rates);
 double knee(double a, double b, double p);
 

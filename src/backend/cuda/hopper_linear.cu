@@ -170,14 +170,14 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
   return c;
 }
 
-// Measured on an H100 (hopper_linear_bench, and a trace of decode steps). Of few tokens a block
-// takes a little more than half of the shared memory: room for a small kernel beside it, but not
-// for a second block of its own, which the first multiprocessors got where a launch came while a
-// norm still ran on another (gate_up of one row 104 us, else 83). bf16 inputs want two blocks, to
-// unpack in time (M = 1 0.182 ms, else 0.194). Of many tokens a
-// tile's time beside that of 128 is told below; clusters of two pay from 640 tokens on (512, in
-// bursts: 0.84 ms alone, 0.88 in clusters; 1,024: 1.82 and 1.75), as does a tile of 256
-// (0.89; 1.57).
+// Measured on an H100 (hopper_linear_bench, and a trace of decode steps).
+// Few tokens: a block takes a little more than half of the shared memory: room for a small kernel
+// beside it, but not for a second block of its own, which the first multiprocessors got where a
+// launch came while a norm still ran on another (gate_up of one row 104 us, else 83). bf16 inputs
+// want two blocks, to unpack in time (M = 1 0.182 ms, else 0.194).
+// Many tokens of e4m3: the time of a tile's block of columns beside that of 128 tokens is told
+// below. Clusters of two pay from 640 tokens on (bursts, 512: 0.84 ms alone, 0.88 in clusters;
+// 1,024: 1.82 and 1.75), as do tiles of 256 (0.89; 1.57).
 HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work) {
   HopperVariant v;
   v.tokens = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;

@@ -70,6 +70,7 @@ double ring_seconds(double bytes, const Placement& place, const Rates& r) {
   return t;
 }
 
+// Rows so short that 128 of them, the backend's other limit, are less are not told apart.
 bool peers_may_sum(double bytes, const Placement& place) {
   constexpr double kPart = 1 << 20, kSent = 2 << 20;
   return place.nodes_of_stage == 1 && place.tp > 1 && place.tp <= 8 && bytes <= kPart &&

@@ -15,12 +15,8 @@ namespace {
 
 hopper::Args args_of(const TileSplit& s, int blocks) {
   hopper::Args a{};
-  a.blocks = blocks, a.workers = s.workers;
-  a.whole_tiles = s.whole_tiles, a.split_tiles = s.split_tiles, a.split_workers = s.split_workers;
-  if (s.split_workers > 0) {
-    a.share = s.split_tiles * blocks / s.split_workers;
-    a.longer = s.split_tiles * blocks % s.split_workers;
-  }
+  a.blocks = blocks, a.workers = s.workers, a.whole_tiles = s.whole_tiles;
+  hopper::split_among(a, s.split_tiles, s.split_workers);
   return a;
 }
 

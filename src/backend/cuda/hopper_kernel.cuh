@@ -35,25 +35,26 @@
 //   W4A8                  0.163  0.163 (0.40)  0.167  0.176 (0.36)  0.234 (0.34)  0.40 (0.41)  0.84
 //   share of copy         110 %  110 %         108 %  102 %         77 %
 //   W4A16 (split before)  0.181  0.179                0.246         0.394         0.68
-//   M                     1024         2048
-//   W4A8                  1.57 (1.47)  3.4
-//   W4A16                 3.04
+//   M                     1024
+//   W4A8                  1.57 (1.47)
+//   W4A16 (split before)  3.04
 // Errors of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
 // |terms| at K = 8192; with bf16 inputs 1e-7.
 //
 // Under load (700 W; clocks of 1,300 to 1,500 MHz; ms, in brackets cuBLASLt with FP8 weights in the
-// same run): M = 256 0.487 (0.447), 512 0.898 (0.785), 1,024 1.662 (1.496), 2,048 3.213 (3.057).
+// same run), split as before: M = 256 0.487 (0.447), 512 0.898 (0.785), 1,024 1.662 (1.496), 2,048
+// 3.213 (3.057); on an H200 as now 0.471 (0.422), 0.914 (0.778), 1.599 (1.501), 3.218 (2.937).
 //
-// What limits large M: energy. Tensor cores work two thirds of the time at M = 2,048, cuBLASLt's 84
-// % at a lower clock; but ways that need fewer cycles and no fewer instructions gain nothing under
-// load: sums of half a tile by turns, so that a warpgroup's wgmmas run under its own additions,
-// keep the tensor cores busy 99 % of the time without unpacking (two warpgroups that multiply and
-// add by turns: 77 %), and lose 2 % of a sustained launch. What pays is less work: tokens fetched
-// once for two blocks (3 to 4 %), codes unpacked once for 256 tokens (hopper_parts.cuh). Did not
-// pay: 256 weight rows a block; issuing by turns; 192 tokens (3.37 ms where 160 take 3.21). Lost
-// much: 128 x 256 tiles with all of a block's sums, which spill; an arrival with .release.cluster,
-// which fences memory (3.7); divisions in the producer; registers of A made between two wgmmas,
-// which then wait for each other (pin).
+// What limits large M: energy. On an H200 tensor cores work two thirds of the time at M = 2,048,
+// cuBLASLt's 84 % at a lower clock; but ways that need fewer cycles and no fewer instructions gain
+// nothing under load: sums of half a tile by turns, so that a warpgroup's wgmmas run under its own
+// additions, keep the tensor cores busy 99 % of the time without unpacking (two warpgroups that
+// multiply and add by turns: 77 %), and lose 2 % of a sustained launch. What pays is less work:
+// tokens fetched once for two blocks (3 to 4 %), codes unpacked once for 256 tokens
+// (hopper_parts.cuh). Did not pay: 256 weight rows a block; issuing by turns; 192 tokens (3.37 ms
+// where 160 take 3.21). Lost much: 128 x 256 tiles with all of a block's sums, which spill; an
+// arrival with .release.cluster, which fences memory (3.7); divisions in the producer; registers of
+// A made between two wgmmas, which then wait for each other (pin).
 #pragma once
 
 #include <type_traits>

@@ -265,12 +265,9 @@ bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in
   a.records = static_cast<const char*>(w.records), a.in_scale = in_scale, a.out = out;
   a.partials = work.partials, a.counters = work.counters;
   a.rows = static_cast<int>(rows), a.n = w.rows, a.blocks = w.blocks;
-  a.token_tiles = c.token_tiles, a.whole_tiles = c.whole_tiles, a.split_tiles = c.split_tiles;
-  a.workers = c.workers, a.split_workers = c.split_workers, a.stages = c.stages;
-  if (c.split_workers > 0) {
-    const int units = c.split_tiles * w.blocks;
-    a.share = units / c.split_workers, a.longer = units % c.split_workers;
-  }
+  a.token_tiles = c.token_tiles, a.whole_tiles = c.whole_tiles;
+  a.workers = c.workers, a.stages = c.stages;
+  split_among(a, c.split_tiles, c.split_workers);
   a.policy = c.token_tiles == 1 ? kEvictFirst : kEvictNormal;
   a.f32_out = f32_out, a.bf16_scales = w.bf16_scales, a.gated = w.gated;
   kernel.launch(a, map, c, s);

@@ -85,18 +85,6 @@ struct Parts {
     }
   }
 
-  // False when the segment has ended.
-  template <bool CHECK, int SLOT = 0>
-  __device__ __forceinline__ bool round(const Args& a, const Consumer& me, int left, State& s,
-                                        float (&total)[kSums]) {
-    step<SLOT, CHECK>(a, me, left - SLOT, s, total);
-    if (CHECK && left == SLOT + 1) return false;
-    if constexpr (SLOT + 1 < kSlots)
-      return round<CHECK, SLOT + 1>(a, me, left, s, total);
-    else
-      return true;
-  }
-
   __device__ void sum(const Args& a, const typename T::Shared&, const Consumer& me,
                       const Segment& segment, float (&total)[kSums]) {
     State s;
@@ -106,8 +94,8 @@ struct Parts {
     int left = segment.end - segment.begin;
     barrier_wait(base + Fixed::kFull, phases);
     unpack<0>(s);
-    for (; left > kSlots; left -= kSlots) round<false>(a, me, left, s, total);
-    round<true>(a, me, left, s, total);
+    for (; left > kSlots; left -= kSlots) round<false>(*this, a, me, left, s, total);
+    round<true>(*this, a, me, left, s, total);
   }
 };
 

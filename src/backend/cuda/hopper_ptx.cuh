@@ -154,13 +154,9 @@ __device__ __forceinline__ void pin(uint32_t (&d)[COUNT]) {
 }
 // B: rows of 128 bytes, swizzled by 128 bytes, in groups of 8 rows (1,024 bytes, aligned to that).
 // The k steps of 32 bytes are 2 apart in the descriptor.
-__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t address) {
+__device__ constexpr uint64_t swizzled_descriptor(uint32_t address) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{1} << 16 | uint64_t{64} << 32 |
          uint64_t{1} << 62;
-}
-// Of an address known to the compiler.
-__device__ constexpr uint64_t fixed_descriptor(uint32_t address) {
-  return uint64_t{address >> 4} | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
 }
 
 #define DROVER_R4(a, b, c, d) "%" #a ",%" #b ",%" #c ",%" #d

@@ -76,18 +76,6 @@ struct Rounds {
     s.scales = scales_next;
   }
 
-  // False when the segment has ended.
-  template <bool CHECK, int SLOT = 0>
-  __device__ __forceinline__ bool round(const Args& a, const Consumer& me, int left, State& s,
-                                        float (&total)[kSums]) {
-    step<SLOT, CHECK>(a, me, left - SLOT, s, total);
-    if (CHECK && left == SLOT + 1) return false;
-    if constexpr (SLOT + 1 < kSlots)
-      return round<CHECK, SLOT + 1>(a, me, left, s, total);
-    else
-      return true;
-  }
-
   __device__ void sum(const Args& a, const typename T::Shared&, const Consumer& me,
                       const Segment& segment, float (&total)[kSums]) {
     State s;
@@ -100,8 +88,8 @@ struct Rounds {
       barrier_wait(base + kFull + 8, phases >> 1);
       fetch<1>(s.held);
     }
-    for (; left >= kSlots + 2; left -= kSlots) round<false>(a, me, left, s, total);
-    while (round<true>(a, me, left, s, total)) left -= kSlots;
+    for (; left >= kSlots + 2; left -= kSlots) round<false>(*this, a, me, left, s, total);
+    while (round<true>(*this, a, me, left, s, total)) left -= kSlots;
   }
 };
 

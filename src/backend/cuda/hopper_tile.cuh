@@ -59,7 +59,7 @@ struct Tile {
     // What is to be added: addresses in a cluster have the block's number in their high bits.
     __device__ static uint32_t base(const Shared& sh) { return kCluster == 1 ? 0 : sh.x - kX; }
     __device__ static uint64_t descriptor(uint32_t base, uint32_t offset) {
-      const uint64_t fixed = fixed_descriptor(kX + offset);
+      const uint64_t fixed = swizzled_descriptor(kX + offset);
       return kCluster == 1 ? fixed : fixed + ((base & 0x3ffff) >> 4);
     }
   };
@@ -143,5 +143,19 @@ struct Tile {
     pin(total);
   }
 };
+
+// The slots of an unrolled ring once around, from SLOT on: sums.step<SLOT, CHECK>(a, me, left,
+// state, total) for each of the `left` blocks that there are; all slots have one where not CHECK.
+// False when the segment has ended.
+template <bool CHECK, int SLOT = 0, typename Sums, typename Consumer, int COUNT>
+__device__ __forceinline__ bool round(Sums& sums, const Args& a, const Consumer& me, int left,
+                                      typename Sums::State& state, float (&total)[COUNT]) {
+  sums.template step<SLOT, CHECK>(a, me, left - SLOT, state, total);
+  if (CHECK && left == SLOT + 1) return false;
+  if constexpr (SLOT + 1 < Sums::kSlots)
+    return round<CHECK, SLOT + 1>(sums, a, me, left, state, total);
+  else
+    return true;
+}
 
 }  // namespace drover::cuda::hopper

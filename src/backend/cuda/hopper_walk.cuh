@@ -28,6 +28,12 @@ struct Args {
   bool f32_out, bf16_scales, gated;
 };
 
+// Equal shares of `tiles` split tiles for `workers` workers.
+inline void split_among(Args& a, int tiles, int workers) {
+  a.split_tiles = tiles, a.split_workers = workers;
+  if (workers > 0) a.share = tiles * a.blocks / workers, a.longer = tiles * a.blocks % workers;
+}
+
 // A worker's run of columns of one tile.
 struct Segment {
   int tile, begin, end;

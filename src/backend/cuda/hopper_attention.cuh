@@ -285,6 +285,7 @@ struct Consumer {
   // there when the keys of the last block before it are: the converter waits for nothing between.
   __device__ __forceinline__ void fetch_queries(uint32_t turn) const {
     if (wait_item(turn) == 0) return;
+    named_sync(kConsumerBarriers + which, 128);  // all have written the outputs that were there
     const Item item = ItemMemory(memory, turn).item();
     const int64_t width = int64_t{a.heads + 2 * a.cache.kv_heads} * kFeatures;
     const int me = thread_now(), chunk = me % 16;
@@ -349,10 +350,15 @@ struct Consumer {
           ahead = item.slot(end) >= 0;
         } else {
           ahead = wait_item(turn + 1) > 0;
-          if (ahead) convert_queries(turn + 1), ahead = ItemMemory(memory, turn + 1).slot(0) >= 0;
+          if (ahead)
+            convert_queries(turn + 1), ahead = ItemMemory(memory, turn + 1).slot(0) >= 0;
+          else
+            named_sync(kConsumerBarriers + which, 128);
         }
         last(empty);
-        write(item.item(), begin, end, empty);
+        // Through the tile that no one needs now: the item's own after its last run (all have come
+        // past a barrier since they read it), and before that the next one's.
+        write(query_tile(more ? turn + 1 : turn), item.item(), begin, end, empty);
       }
       __syncwarp();
       arrive_if(item_empty(memory, turn % kItemSlots), leads());
@@ -391,21 +397,43 @@ struct Consumer {
     barrier_wait(item_full(memory, turn % kItemSlots), turn / kItemSlots % 2);
     return ItemMemory(memory, turn).rows();
   }
-  // Rows [begin, end) of the item.
-  __device__ void write(const Item& item, int begin, int end, bool empty) {
-    const int me = thread_now();
+  // Rows [begin, end) of the item. A warp has 16 vectors in `tile`, [16][256 bytes], so that 16
+  // lanes write one of them at once.
+  __device__ __forceinline__ void write(uint32_t tile, const Item& item, int begin, int end,
+                                        bool empty) {
+    const int me = thread_now(), lane = me % 32;
+    tile += me / 32 * 16 * 256;
+    float inverse[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       for (int n = 1; n < 4; n *= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], n);
-      const Place at = place(first_vector(me) + 8 * i);
-      if (at.row < begin || at.row >= end) continue;
-      const float inverse = empty ? 0.0f : __fdiv_rn(1.0f, sum[i]);
-      Bf16* to = a.out + (item.first + at.row) * a.out_stride +
-                 (item.kv_head * a.group + at.head) * kFeatures + me % 4 * 2;
+      inverse[i] = empty ? 0.0f : __fdiv_rn(1.0f, sum[i]);
+    }
+    __syncwarp();  // a run before this one may have been read
 #pragma unroll
-      for (int j = 0; j < 16; ++j)
-        *reinterpret_cast<__nv_bfloat162*>(to + 8 * j) = __floats2bfloat162_rn(
-            __fmul_rn(o[4 * j + 2 * i], inverse), __fmul_rn(o[4 * j + 2 * i + 1], inverse));
+    for (int j = 0; j < 16; j += 2) {
+      uint32_t x[4];  // of v[0] and v[1], features 8 j on and 8 j + 8 on
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float* const from = o + 4 * (j + n / 2) + 2 * (n % 2);
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(__fmul_rn(from[0], inverse[n % 2]),
+                                                          __fmul_rn(from[1], inverse[n % 2]));
+        x[n] = *reinterpret_cast<const uint32_t*>(&pair);
+      }
+      const int row = lane % 16, chunk = j + lane / 16;
+      store_matrices(tile + row * 256 + ((chunk ^ (row & 7)) << 4), x[0], x[1], x[2], x[3]);
+    }
+    __syncwarp();
+    const int chunk = lane % 16;
+    Bf16* const to =
+        a.out + item.first * a.out_stride + int64_t{item.kv_head} * a.group * kFeatures + chunk * 8;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int row = lane / 16 + 2 * i;
+      const Place at = place(me / 32 * 16 + row);
+      if (at.row >= begin && at.row < end)
+        *reinterpret_cast<uint4*>(to + at.row * a.out_stride + at.head * kFeatures) =
+            load_shared(tile + row * 256 + ((chunk ^ (row & 7)) << 4));
     }
   }
   // Of the consumer's vectors, which is v[0].

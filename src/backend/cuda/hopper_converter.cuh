@@ -28,7 +28,7 @@ struct Converter {
   int kv_head = 0;
   int block = 0, blocks = 0, length = 0;
   const int32_t* pages = nullptr;
-  int page = 0;                        // of this thread's token of the run's next block
+  int page = 0;                        // of this thread's token of it
   int row_slot = 0, row_position = 0;  // of this thread's row of the next item
 
   __device__ static int lane() { return threadIdx.x % 32; }
@@ -64,11 +64,12 @@ struct Converter {
   __device__ bool next_item() {
     const Item item = item_of(a, number);
     const ItemMemory to(memory, turn);
+    const uint32_t ticket = memory + kTicket + turn % 2 * 4;  // two: a warp may be late to read one
     barrier_wait(item_empty(memory, turn % kItemSlots), turn / kItemSlots % 2 ^ 1);
     if (thread() == 0) {
       store_shared(to.at, static_cast<uint32_t>(item.first), static_cast<uint32_t>(item.rows),
                    static_cast<uint32_t>(item.kv_head), 0);
-      store_shared_word(memory + kTicket, static_cast<uint32_t>(after));
+      store_shared_word(ticket, static_cast<uint32_t>(after));
     }
     store_shared_word(to.at + 16 + thread() * 4, static_cast<uint32_t>(row_slot));
     store_shared_word(to.at + 16 + (kVectors + thread()) * 4, static_cast<uint32_t>(row_position));
@@ -77,34 +78,34 @@ struct Converter {
     rows = item.rows, kv_head = item.kv_head, end = 0;
     ++turn;
     if (rows == 0) return false;
-    number = static_cast<int>(load_shared_word(memory + kTicket));
+    number = static_cast<int>(load_shared_word(ticket));
     if (item_of(a, number).rows > 0) draw();
     fetch_rows();
     return true;
   }
   __device__ bool next_block() {
-    if (++block < blocks) return true;
-    int slot = -1;
-    while (slot < 0) {
-      if (end == rows && !next_item()) return false;
-      const ItemMemory item(memory, turn - 1);
-      slot = item.slot(end), end = item.run_end(end);
-      length = item.position(end - 1) + 1;
+    if (++block >= blocks) {
+      int slot = -1;
+      while (slot < 0) {
+        if (end == rows && !next_item()) return false;
+        const ItemMemory item(memory, turn - 1);
+        slot = item.slot(end), end = item.run_end(end);
+        length = item.position(end - 1) + 1;
+      }
+      pages = a.rows.page_table + int64_t{slot} * a.rows.max_pages;
+      block = 0, blocks = (length + kBlock - 1) / kBlock;
     }
-    pages = a.rows.page_table + int64_t{slot} * a.rows.max_pages;
-    block = 0, blocks = (length + kBlock - 1) / kBlock;
-    fetch_page();
+    page = __ldg(pages + page_of(token()));
     return true;
   }
   // Past the end it is the last token that is fetched, whose probabilities there are 0.
-  __device__ int token(int of_block) const { return min(of_block * kBlock + thread(), length - 1); }
+  __device__ int token() const { return min(block * kBlock + thread(), length - 1); }
   __device__ int page_of(int t) const {
     return a.page_shift >= 0 ? t >> a.page_shift : t / a.cache.page_tokens;
   }
-  __device__ void fetch_page() { page = __ldg(pages + page_of(token(block))); }
   // Index in the pools of this thread's token.
   __device__ int vector() const {
-    const int t = token(block), tokens = a.cache.page_tokens;
+    const int t = token(), tokens = a.cache.page_tokens;
     return (page * a.cache.kv_heads + kv_head) * tokens + t - page_of(t) * tokens;
   }
 
@@ -157,26 +158,28 @@ struct Converter {
     const uint8_t* const keys = static_cast<const uint8_t*>(a.cache.k) + chunk() * 16;
     const uint8_t* const values = static_cast<const uint8_t*>(a.cache.v) + chunk() * 16;
     begin();
-    bool more = next_block();
-    int vectors = 0;
-    const auto find = [&] {  // of the block that was found; its page is on its way for long
-      if (!more) return;     // what is fetched then is not used
-      vectors = vector();
-      if (block + 1 < blocks) ++block, fetch_page(), --block;
-      load_scales(vectors);
-    };
-    find();
+    // Two blocks ahead: what a block's vectors are read from (row, page) and its scales are asked
+    // for a whole block before they are needed.
+    bool more = next_block(), second = false;
+    int vectors = 0, next_vectors = 0;
+    if (more) {
+      vectors = vector(), load_scales(vectors);
+      second = next_block();
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) load(i, keys, vectors);
     for (uint32_t n = 0; more; ++n) {
       const uint32_t slot = n % kSlots, parity = n / kSlots % 2;
+      // What is fetched past the last block is not used.
+      if (second) next_vectors = vector();
       barrier_wait(barrier(memory, kKeyEmpty, slot), parity ^ 1);
       store_scales(n % kScaleSlots);
+      load_scales(next_vectors);
       convert(place + kKeys + slot * kTile, values, vectors);
       hand_over(kKeyFull, slot);
-      more = next_block();
+      more = second, second = second && next_block();
       barrier_wait(barrier(memory, kValueEmpty, slot), parity ^ 1);
-      find();
+      vectors = next_vectors;
       convert(place + kValues + slot * kTile, keys, vectors);
       hand_over(kValueFull, slot);
     }

@@ -23,12 +23,12 @@ constexpr int kTile = kBlock * kFeatures * 2, kHalf = kTile / 2;
 constexpr int kQueryTile = kTile / 2, kQueryHalf = kQueryTile / 2;
 // Scales of a block are written with its keys, when the scores of the block two before have been
 // read, and with them all scales of the block before that: so three would do.
-constexpr int kSlots = 2, kScaleSlots = 4, kItemSlots = 4;
+constexpr int kSlots = 2, kScaleSlots = 4, kItemSlots = 8;
 constexpr int kKeys = 0, kValues = kKeys + kSlots * kTile, kQueries = kValues + kSlots * kTile;
 // [4][keys', values', largest of values' so far in 32][128] f32, and [4][4] the 32s' largest.
 constexpr int kScales = kQueries + 4 * kQueryTile, kScaleBytes = kBlock * 4;
 constexpr int kTops = kScales + kScaleSlots * 3 * kScaleBytes;
-constexpr int kItems = kTops + kScaleSlots * 16;   // [4] of an Item and its rows
+constexpr int kItems = kTops + kScaleSlots * 16;   // [8] of an Item and its rows
 constexpr int kItemBytes = 16 + 2 * kVectors * 4;  // [slot, position][128] int
 constexpr int kTicket = kItems + kItemSlots * kItemBytes;
 constexpr int kBarriers = kTicket + 8;
@@ -66,6 +66,13 @@ __device__ __forceinline__ void store_shared_word(uint32_t at, uint32_t x) {
 }
 __device__ __forceinline__ void store_shared_float(uint32_t at, float x) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory");
+}
+// Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrices(uint32_t to, uint32_t a, uint32_t b, uint32_t c,
+                                               uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
 }
 __device__ __forceinline__ float larger_or_nan(float a, float b) {
   float r;

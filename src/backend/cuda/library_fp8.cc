@@ -9,9 +9,9 @@ namespace drover::cuda {
   } while (false)
 
 // Column-major as cuBLAS sees it: out^T [n, rows] = w [n, k] * in^T [k, rows].
-cublasStatus_t LibraryFp8::describe(int64_t n, int64_t k, int64_t rows) {
+cublasStatus_t LibraryFp8::describe(int64_t n, int64_t k, int64_t rows, bool f32_out) {
 #if CUDART_VERSION < 12090
-  (void)n, (void)k, (void)rows;
+  (void)n, (void)k, (void)rows, (void)f32_out;
   return CUBLAS_STATUS_NOT_SUPPORTED;
 #else
   DROVER_LT(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -31,7 +31,7 @@ cublasStatus_t LibraryFp8::describe(int64_t n, int64_t k, int64_t rows) {
              um = static_cast<uint64_t>(rows);
   DROVER_LT(cublasLtMatrixLayoutCreate(&w_, CUDA_R_8F_E4M3, uk, un, k));
   DROVER_LT(cublasLtMatrixLayoutCreate(&in_, CUDA_R_8F_E4M3, uk, um, k));
-  DROVER_LT(cublasLtMatrixLayoutCreate(&out_, CUDA_R_16BF, un, um, n));
+  DROVER_LT(cublasLtMatrixLayoutCreate(&out_, f32_out ? CUDA_R_32F : CUDA_R_16BF, un, um, n));
   cublasLtMatmulPreference_t preference = nullptr;
   DROVER_LT(cublasLtMatmulPreferenceCreate(&preference));
   int found = 0;
@@ -48,10 +48,10 @@ cublasStatus_t LibraryFp8::describe(int64_t n, int64_t k, int64_t rows) {
 }
 
 std::unique_ptr<LibraryFp8> LibraryFp8::make(cublasLtHandle_t handle, int64_t n, int64_t k,
-                                             int64_t rows, size_t workspace_bytes) {
+                                             int64_t rows, size_t workspace_bytes, bool f32_out) {
   std::unique_ptr<LibraryFp8> p(new LibraryFp8);
   p->handle_ = handle, p->workspace_bytes_ = workspace_bytes;
-  if (p->describe(n, k, rows) != CUBLAS_STATUS_SUCCESS) return nullptr;
+  if (p->describe(n, k, rows, f32_out) != CUBLAS_STATUS_SUCCESS) return nullptr;
   return p;
 }
 

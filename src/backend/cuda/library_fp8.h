@@ -18,13 +18,14 @@ class LibraryFp8 {
   // n, k and rows are multiples of 16. Null where cuBLASLt has no way: it scales by rows on Hopper
   // only, from CUDA 12.9 on.
   static std::unique_ptr<LibraryFp8> make(cublasLtHandle_t handle, int64_t n, int64_t k,
-                                          int64_t rows, size_t workspace_bytes);
+                                          int64_t rows, size_t workspace_bytes,
+                                          bool f32_out = false);
   ~LibraryFp8();
   LibraryFp8(const LibraryFp8&) = delete;
   LibraryFp8& operator=(const LibraryFp8&) = delete;
 
-  // out [rows, n] bf16 = (in [rows, k] * in_scale [rows]) * (w [n, k] * w_scale [n])^T. Device
-  // pointers, aligned to 16 bytes.
+  // out [rows, n], bf16 unless it was made for f32, = (in [rows, k] * in_scale [rows]) * (w [n, k]
+  // * w_scale [n])^T. Device pointers, aligned to 16 bytes.
   cublasStatus_t run(const void* w, const float* w_scale, const void* in, const float* in_scale,
                      void* out, void* workspace, cudaStream_t s);
 
@@ -32,7 +33,7 @@ class LibraryFp8 {
 
  private:
   LibraryFp8() = default;
-  cublasStatus_t describe(int64_t n, int64_t k, int64_t rows);
+  cublasStatus_t describe(int64_t n, int64_t k, int64_t rows, bool f32_out);
   cublasLtHandle_t handle_ = nullptr;
   size_t workspace_bytes_ = 0;
   cublasLtMatmulDesc_t operation_ = nullptr;

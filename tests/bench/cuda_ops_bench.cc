@@ -23,7 +23,11 @@ namespace drover {
 namespace {
 
 struct Bench {
-  std::unique_ptr<Backend> backend = make_cuda_backend({});
+  std::unique_ptr<Backend> backend = [] {
+    CudaOptions o;
+    o.portable = std::getenv("DROVER_BENCH_PORTABLE") != nullptr;
+    return make_cuda_backend(o);
+  }();
   cudaStream_t stream = static_cast<cudaStream_t>(backend->stream());
   std::mt19937_64 random{7};
   double copy_gb_s = 0;

@@ -480,7 +480,7 @@ void launch_type(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   const int decode_begin = a.rows.rows - a.rows.decode_rows;
   if (decode_begin > 0) {
     a.first_row = 0, a.end_row = decode_begin;
-    const bool hopper = D == 128 && TYPE == kKvFp8 && work.wgmma_prefill && a.group <= 128;
+    const bool hopper = D == 128 && TYPE == kKvFp8 && work.hopper && a.group <= 128;
     if (hopper)
       hopper_prefill(a, work, s);
     else

@@ -3,7 +3,6 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <string_view>
 
 #include "backend/cuda/cuda_check.h"
@@ -46,11 +45,6 @@ struct Device {
   Device& operator=(const Device&) = delete;
 };
 
-bool wants_wgmma_prefill(const CudaOptions& o) {
-  const char* set = std::getenv("DROVER_WGMMA_PREFILL");
-  return o.wgmma_prefill || (set != nullptr && std::string_view(set) == "1");
-}
-
 cudaStream_t as_stream(Stream s) { return static_cast<cudaStream_t>(s); }
 
 cuda::Rows rows_of(const StepRows& s) {
@@ -85,12 +79,10 @@ class CudaBackend : public Backend {
       : device_(o.device),
         partials_(o.workspace_bytes, "the workspace", device_.stream),
         counters_(kCounters * 4, "counters", device_.stream),
-        work_{static_cast<float*>(partials_.get()),
-              o.workspace_bytes / 4,
-              static_cast<uint32_t*>(counters_.get()),
-              kCounters,
-              device_.properties.multiProcessorCount,
-              device_.properties.major == 9 && !o.portable && wants_wgmma_prefill(o)},
+        work_{
+            static_cast<float*>(partials_.get()),    o.workspace_bytes / 4,
+            static_cast<uint32_t*>(counters_.get()), kCounters,
+            device_.properties.multiProcessorCount,  device_.properties.major == 9 && !o.portable},
         linears_(work_, device_.stream, o.inputs == Dtype::kFp8E4m3, o.portable, o.tuning),
         staging_(kStagingHalf) {}
 
@@ -102,11 +94,10 @@ class CudaBackend : public Backend {
     const auto& p = device_.properties;
     return fmt::format(
         "cuda: {}, sm_{}{}, {} multiprocessors, {:.1f} GiB, runtime {}.{}, driver "
-        "for {}.{}, cuBLASLt {}{}",
+        "for {}.{}, cuBLASLt {}",
         p.name, p.major, p.minor, p.multiProcessorCount,
         static_cast<double>(p.totalGlobalMem) / (1 << 30), runtime / 1000, runtime % 1000 / 10,
-        driver / 1000, driver % 1000 / 10, cublasLtGetVersion(),
-        work_.wgmma_prefill ? ", prefill on wgmma" : "");
+        driver / 1000, driver % 1000 / 10, cublasLtGetVersion());
   }
   Dtype activation_dtype() const override { return Dtype::kBf16; }
   // The kernels check bounds; few distinct sizes keep cuBLASLt's plans few.

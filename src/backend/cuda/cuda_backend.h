@@ -12,11 +12,8 @@ struct CudaOptions {
   int device = 0;
   // Inputs of INT4 layers: kBf16 (W4A16, exact), or kFp8E4m3 (W4A8).
   Dtype inputs = Dtype::kBf16;
-  // Linears as on a GPU before Hopper, whatever the GPU is: for tests of that path.
+  // Linears and prefill as on a GPU before Hopper, whatever the GPU is: for tests of that path.
   bool portable = false;
-  // Prefill of FP8 caches on wgmma, where the GPU is a Hopper and heads have 128 features
-  // (hopper_attention.cuh). Off: it has not met a GPU yet. DROVER_WGMMA_PREFILL=1 sets it too.
-  bool wgmma_prefill = false;
   // How linears run; its GPU must be this one (check_gpu). Empty: by the built-in rule.
   Tuning tuning{};
   size_t workspace_bytes = size_t{64} << 20;  // partial sums of split linears and attention
@@ -28,8 +25,9 @@ struct CudaOptions {
 // waits. Ends of copies: copy_in has taken the host's bytes when it returns; copy_out's bytes are
 // there once wait() has returned for an event recorded after it. Large copies go in pieces of the
 // staging memory and wait for it. Every recorded event is waited for once.
-// A row's results do not depend on its batch, but for float weights (cuBLASLt). With wgmma_prefill
-// a row of attention that goes as decode differs by rounding from the same row in a chunk.
+// A row's results do not depend on its batch, but for float weights (cuBLASLt). On Hopper, with
+// an FP8 cache and heads of 128 features, a row of attention that goes as decode differs by
+// rounding from the same row in a chunk.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
 int cuda_device_count() noexcept;  // 0 without a driver

@@ -20,7 +20,7 @@
 //
 // A block of 128 tokens is 2,048 cycles of a multiprocessor's tensor cores (8.4 MFLOP at 4,096 a
 // cycle), and about as many of shared memory at 128 bytes a cycle: wgmma's operands 1,280, f16 in
-// 512, scales 256.
+// 512, scales 256. It takes 3,850 (H200): a consumer's own chain is the longest.
 #pragma once
 
 #include "backend/cuda/hopper_converter.cuh"
@@ -241,8 +241,10 @@ struct Consumer {
     wgmma_wait<0>();
     pin(o);
     values_read();
+    // Only where a larger score was met: rarer from block to block.
+    if (__any_sync(~0u, rescale[0] != 1.0f || rescale[1] != 1.0f))
 #pragma unroll
-    for (int j = 0; j < 64; ++j) o[j] = __fmul_rn(o[j], rescale[j / 2 % 2]);
+      for (int j = 0; j < 64; ++j) o[j] = __fmul_rn(o[j], rescale[j / 2 % 2]);
     pack();
     ++done;
   }

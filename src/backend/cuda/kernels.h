@@ -105,7 +105,7 @@ struct Workspace {
   uint32_t* counters = nullptr;
   size_t counter_count = 0;
   int multiprocessors = 0;
-  bool wgmma_prefill = false;  // hopper_prefill may be used
+  bool hopper = false;  // its own kernels may be used
 };
 
 // Head sizes 16, 32, 64, 128, 256; any number of query heads a KV head. The last rows.decode_rows

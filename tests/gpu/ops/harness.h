@@ -26,13 +26,6 @@ inline std::vector<BackendCase> backends() {
              return make_cuda_backend(o);
            },
            false},
-          {"cuda_wgmma_prefill",
-           [] {
-             CudaOptions o;
-             o.wgmma_prefill = true;
-             return make_cuda_backend(o);
-           },
-           false},
           // Next to no workspace: chunks of columns and partitions of contexts one after the other.
           {"cuda_no_split",
            [] {

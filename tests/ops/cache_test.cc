@@ -484,6 +484,22 @@ TEST_P(CacheTest, LongChunks) {
   }
 }
 
+// Much more padding than a step has, between chunks: what goes through blocks of rows in turn finds
+// nothing to do in many of them.
+TEST_P(CacheTest, PaddingBetweenChunks) {
+  const int d = 128, heads = 64, padding = wide() ? 40 : 3000;
+  const size_t width = 66 * d;
+  const KvShape s = shape(KvFormat::kFp8, 1, d, 16, 2, 140);
+  Cache cache(*backend_, random_, s, 2, 9);
+  const std::vector<Piece> pieces = {{0, 0, 140}, {-1, 0, padding}, {1, 0, 21}};
+  auto qkv = normals(140 * width), last = normals(21 * width);
+  qkv.resize(qkv.size() + static_cast<size_t>(padding) * width);
+  qkv.insert(qkv.end(), last.begin(), last.end());
+  const auto rotated = append(cache, heads, d, true, pieces, qkv);
+  const auto out = attend(cache, heads, pieces, rotated);
+  compare_attention(cache, heads, pieces, rotated, out, "between padding");
+}
+
 // A value's NaN reaches the rows that see it and no other, in a block of tokens that all see and in
 // one that some do.
 TEST_P(CacheTest, NotANumberInLongChunks) {

@@ -336,7 +336,19 @@ struct Consumer {
     queries = __shfl_sync(~0u, tile >> 4 | 1u << 16, 0);
   }
 
+  // Rows of padding become zeros here, a warp a row; nothing else touches them.
+  __device__ void write_padding() const {
+    const int warp = which * 4 + thread / 32, lane = thread % 32;
+    for (int row = a.first_row + static_cast<int>(blockIdx.x) * 8 + warp; row < a.end_row;
+         row += static_cast<int>(gridDim.x) * 8) {
+      if (__ldg(a.rows.slot + row) >= 0) continue;
+      auto* const to = reinterpret_cast<uint4*>(a.out + row * a.out_stride);
+      for (int i = lane; i < a.heads * kFeatures / 8; i += 32) to[i] = uint4{0, 0, 0, 0};
+    }
+  }
+
   __device__ void run() {
+    write_padding();
     if (which == 1) pass_turn();
     fetch_queries(0);
     if (wait_item(0) > 0) convert_queries(0);
@@ -358,9 +370,10 @@ struct Consumer {
             named_sync(kConsumerBarriers + which, 128);
         }
         last(empty);
+        if (empty) continue;
         // Through the tile that no one needs now: the item's own after its last run (all have come
         // past a barrier since they read it), and before that the next one's.
-        write(query_tile(more ? turn + 1 : turn), item.item(), begin, end, empty);
+        write(query_tile(more ? turn + 1 : turn), item.item(), begin, end);
       }
       __syncwarp();
       arrive_if(item_empty(memory, turn % kItemSlots), leads());
@@ -401,15 +414,14 @@ struct Consumer {
   }
   // Rows [begin, end) of the item. A warp has 16 vectors in `tile`, [16][256 bytes], so that 16
   // lanes write one of them at once.
-  __device__ __forceinline__ void write(uint32_t tile, const Item& item, int begin, int end,
-                                        bool empty) {
+  __device__ __forceinline__ void write(uint32_t tile, const Item& item, int begin, int end) {
     const int me = thread_now(), lane = me % 32;
     tile += me / 32 * 16 * 256;
     float inverse[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       for (int n = 1; n < 4; n *= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], n);
-      inverse[i] = empty ? 0.0f : __fdiv_rn(1.0f, sum[i]);
+      inverse[i] = __fdiv_rn(1.0f, sum[i]);
     }
     __syncwarp();  // a run before this one may have been read
 #pragma unroll

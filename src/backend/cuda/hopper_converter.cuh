@@ -60,28 +60,34 @@ struct Converter {
     row_slot = mine ? __ldg(a.rows.slot + next.first + thread()) : -1;
     row_position = mine ? __ldg(a.rows.position + next.first + thread()) : 0;
   }
-  // Tells the consumers of the next item, or that there is none.
-  __device__ bool next_item() {
-    const Item item = item_of(a, number);
+  // Tells the consumers of the next item, or that there is none. They are not told of items of
+  // padding alone: each has blocks of tokens, so this warpgroup is never more items than blocks
+  // ahead, and finds a slot empty without waiting for what it has not given them yet.
+  __device__ __forceinline__ bool next_item() {
     const ItemMemory to(memory, turn);
-    const uint32_t ticket = memory + kTicket + turn % 2 * 4;  // two: a warp may be late to read one
     barrier_wait(item_empty(memory, turn % kItemSlots), turn / kItemSlots % 2 ^ 1);
-    if (thread() == 0) {
-      store_shared(to.at, static_cast<uint32_t>(item.first), static_cast<uint32_t>(item.rows),
-                   static_cast<uint32_t>(item.kv_head), 0);
-      store_shared_word(ticket, static_cast<uint32_t>(after));
-    }
-    store_shared_word(to.at + 16 + thread() * 4, static_cast<uint32_t>(row_slot));
-    store_shared_word(to.at + 16 + (kVectors + thread()) * 4, static_cast<uint32_t>(row_position));
-    named_sync(kConverterBarrier, 128);
+    Item item;
+    do {
+      item = item_of(a, number);
+      named_sync(kConverterBarrier, 128);  // all have read what was here
+      if (thread() == 0) {
+        store_shared(to.at, static_cast<uint32_t>(item.first), static_cast<uint32_t>(item.rows),
+                     static_cast<uint32_t>(item.kv_head), 0);
+        store_shared_word(memory + kTicket, static_cast<uint32_t>(after));
+      }
+      store_shared_word(to.at + 16 + thread() * 4, static_cast<uint32_t>(row_slot));
+      store_shared_word(to.at + 16 + (kVectors + thread()) * 4,
+                        static_cast<uint32_t>(row_position));
+      named_sync(kConverterBarrier, 128);
+      if (item.rows == 0) break;
+      number = static_cast<int>(load_shared_word(memory + kTicket));
+      if (item_of(a, number).rows > 0) draw();
+      fetch_rows();
+    } while (to.slot(0) < 0 && to.run_end(0) == item.rows);
     arrive_if(item_full(memory, turn % kItemSlots), thread() == 0);
     rows = item.rows, kv_head = item.kv_head, end = 0;
     ++turn;
-    if (rows == 0) return false;
-    number = static_cast<int>(load_shared_word(ticket));
-    if (item_of(a, number).rows > 0) draw();
-    fetch_rows();
-    return true;
+    return rows > 0;
   }
   __device__ bool next_block() {
     if (++block >= blocks) {

@@ -294,6 +294,7 @@ int main(int argc, char** argv) {
     b.attention(256, 512, 1);
     b.attention(64, 2048, 1);
     b.attention(1024, 400, 1);
+    b.attention(1400, 210, 1);
     b.attention(16, 1024, 1);
     b.attention(1, 8192, 1);
     b.attention(256, 512, 1, 0, 4);

@@ -19,11 +19,12 @@
 //           64 x 2,048          2,287 (76 %)          16 x 1,024      1,667 (55 %)
 //           1 x 8,192           1,178 (39 %: 14.7 us, latencies one after the other)
 //   prefill 4 x 512 rows after 1,536 tokens 116 TFLOP/s, 8 x 512 rows from the start 92
-// Versions, there: three blocks of decode a multiprocessor 79 % at 256 x 512 (5.2 rounds of blocks
-// take 6). Spans of 256 tokens, all of grid.z taking part: 34 % at 1 x 8,192. Prefill with a span's
-// results in registers 103 and 61 TFLOP/s (spills), in shared memory with three blocks 67 and 42
-// (more spills). Before, on an H200, fragments straight from global memory: 38 % at 256 x 512, 44 %
-// at 64 x 2,048, 14 % at 1 x 8,192, 69 TFLOP/s.
+// On an H200 (4,250 GB/s): 256 x 512 78 %, 1,024 x 400 78 % (three blocks; 70 with two), 1,400 x
+// 210 64 % (56). Versions, there: three blocks of decode a multiprocessor 79 % at 256 x 512 (5.2
+// rounds of blocks take 6). Spans of 256 tokens, all of grid.z taking part: 34 % at 1 x 8,192.
+// Prefill with a span's results in registers 103 and 61 TFLOP/s (spills), in shared memory with
+// three blocks 67 and 42 (more spills). Before, on an H200, fragments straight from global memory:
+// 38 % at 256 x 512, 44 % at 64 x 2,048, 14 % at 1 x 8,192, 69 TFLOP/s.
 #pragma once
 
 #include <algorithm>
@@ -166,9 +167,10 @@ __device__ inline void put_features(const float (&o)[N], float inverse, Bf16* to
   }
 }
 
-// Block (row and part of the group's heads, KV head, part of the spans).
-template <int D, int TYPE, int H>
-__global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
+// Block (row and part of the group's heads, KV head, part of the spans); BLOCKS of them a
+// multiprocessor.
+template <int D, int TYPE, int H, int BLOCKS>
+__global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, BLOCKS)
     decode_kernel(const __grid_constant__ AttentionArgs a) {
   using Shape = DecodeShape<D, TYPE, H>;
   using Result = Merged<D, TYPE, H>;
@@ -435,12 +437,13 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
   }
 }
 
-template <int D, int TYPE, int H>
+template <int D, int TYPE, int H, int BLOCKS = 2>
 void launch_decode(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   using Shape = DecodeShape<D, TYPE, H>;
   constexpr int kPartial = Merged<D, TYPE, H>::kPartial;
-  [[maybe_unused]] static const cudaError_t raised = cudaFuncSetAttribute(
-      decode_kernel<D, TYPE, H>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
+  [[maybe_unused]] static const cudaError_t raised =
+      cudaFuncSetAttribute(decode_kernel<D, TYPE, H, BLOCKS>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
   a.head_blocks = (a.group + 8 * H - 1) / (8 * H);
   const int64_t blocks = int64_t{a.end_row - a.first_row} * a.head_blocks * a.cache.kv_heads;
   // The longest context that the page table has room for. Enough blocks for three rounds of two a
@@ -455,7 +458,8 @@ void launch_decode(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   a.partials = work.partials, a.counters = work.counters;
   const dim3 grid(static_cast<unsigned>((a.end_row - a.first_row) * a.head_blocks),
                   static_cast<unsigned>(a.cache.kv_heads), static_cast<unsigned>(parts));
-  launch_dependent(decode_kernel<D, TYPE, H>, grid, 32 * Shape::kWarps, Shape::kBytes, s, 1, a);
+  launch_dependent(decode_kernel<D, TYPE, H, BLOCKS>, grid, 32 * Shape::kWarps, Shape::kBytes, s, 1,
+                   a);
 }
 
 template <int D, int TYPE, int H>
@@ -489,7 +493,17 @@ void launch_type(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   if (a.rows.decode_rows == 0) return;
   a.first_row = decode_begin, a.end_row = a.rows.rows;
   if constexpr (TYPE == kKvFp8 && (D == 64 || D == 128))
-    if (a.group <= 8) return launch_decode<D, TYPE, 1>(a, work, s);
+    if (a.group <= 8) {
+      // A third block a multiprocessor hides latencies: a round of three takes 1.35 times as long
+      // as one of two (H200). Rounds are coarser, so where there are few it may lose.
+      const int64_t blocks = int64_t{a.rows.decode_rows} * a.cache.kv_heads,
+                    m = work.multiprocessors;
+      const int64_t of_two = (blocks + 2 * m - 1) / (2 * m),
+                    of_three = (blocks + 3 * m - 1) / (3 * m);
+      if (of_two > 8 && of_three * 135 < of_two * 100)
+        return launch_decode<D, TYPE, 1, 3>(a, work, s);
+      return launch_decode<D, TYPE, 1>(a, work, s);
+    }
   launch_decode<D, TYPE, kEights>(a, work, s);
 }
 

@@ -128,9 +128,11 @@ struct Bench {
     std::vector<HopperVariant> v;
     for (const int tokens : {8, 16, 32})
       if (all || (m <= tokens && m > tokens / 2) || (tokens == 8 && m <= 8))
-        for (const int stages : {32, 12, 11})
-          for (const int per_sm : {1, 2})
-            if (per_sm == 1 || stages == 32) v.push_back({tokens, 1, per_sm, stages});
+        for (const int stages : {32, 20, 16, 12, 8})
+          for (const int per_sm : {1, 2}) {
+            const HopperVariant some{tokens, 1, per_sm, stages};
+            if ((per_sm == 1 || stages == 32) && hopper_has(fp8, some)) v.push_back(some);
+          }
     if (all || (m > 32 && m <= 128)) v.push_back({64});
     if (all || m > 64) {
       v.push_back({128});
@@ -140,11 +142,9 @@ struct Bench {
     return v;
   }
   static std::string name(const HopperVariant& v) {
-    char text[64];
-    std::snprintf(text, sizeof text, "128x%d c%d p%d%s%s%s", v.tokens, v.cluster, v.per_sm,
-                  v.max_stages == 12   ? " s12"
-                  : v.max_stages == 11 ? " s11"
-                                       : "",
+    char text[64], stages[16] = "";
+    if (v.max_stages < 32) std::snprintf(stages, sizeof stages, " s%d", v.max_stages);
+    std::snprintf(text, sizeof text, "128x%d c%d p%d%s%s%s", v.tokens, v.cluster, v.per_sm, stages,
                   v.split ? "" : " nosplit", v.dependent ? "" : " nopdl");
     return text;
   }

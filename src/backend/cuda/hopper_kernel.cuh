@@ -16,8 +16,9 @@
 // block's tokens: while one adds a group to its totals, the other's wgmma runs. The ring in shared
 // memory has a block of 128 columns a slot: records of weights as 1D bulk copies, tokens through a
 // tensor map with the 128-byte swizzle; rows past M are zeros. A consumer unpacks its next 16
-// registers of A while wgmma works on the last ones: hopper_steps.cuh, and for many tokens of e4m3
-// hopper_rounds.cuh and hopper_parts.cuh. In a cluster of two each block fetches half of the tokens
+// registers of A while wgmma works on the last ones: hopper_steps.cuh, for few tokens of e4m3
+// hopper_pairs.cuh (two blocks of columns a slot), for many hopper_rounds.cuh and
+// hopper_parts.cuh. In a cluster of two each block fetches half of the tokens
 // for both.
 //
 // A worker (block or cluster) does whole tiles in waves, the token tile running fastest, so that
@@ -38,7 +39,9 @@
 //   M                     1024
 //   W4A8                  1.57 (1.47)
 //   W4A16 (split before)  3.04
-// Errors of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
+// On an H200 (one run, in steps of W4A8 before and after pairs; copy of the same bytes 0.104): M =
+// 1 0.1325 and 0.119, 0.117 with tokens by warps; M = 16 0.134 and 0.1235, 0.125 with those. Errors
+// of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
 // |terms| at K = 8192; with bf16 inputs 1e-7.
 //
 // Under load (700 W; clocks of 1,300 to 1,500 MHz; ms, in brackets cuBLASLt with FP8 weights in the
@@ -60,6 +63,7 @@
 #include <type_traits>
 
 #include "backend/cuda/hopper_finish.cuh"
+#include "backend/cuda/hopper_pairs.cuh"
 #include "backend/cuda/hopper_parts.cuh"
 #include "backend/cuda/hopper_rounds.cuh"
 #include "backend/cuda/hopper_steps.cuh"
@@ -69,8 +73,9 @@ namespace drover::cuda::hopper {
 template <typename T>
 struct Kernel {
   using Tile = T;
-  using Sums = std::conditional_t<!T::kUnrolled, Steps<T>,
-                                  std::conditional_t<(T::kTokens == 256), Parts<T>, Rounds<T>>>;
+  using Few = std::conditional_t<T::kPairs, Pairs<T>, Steps<T>>;
+  using Many = std::conditional_t<(T::kTokens == 256), Parts<T>, Rounds<T>>;
+  using Sums = std::conditional_t<T::kUnrolled, Many, Few>;
 
   // One thread. Its time for a slot is latency that nothing hides, so that divisions are a
   // segment's, not a slot's.
@@ -85,17 +90,18 @@ struct Kernel {
       const int tile = s.tile / a.token_tiles * T::kCluster + static_cast<int>(rank);
       return a.records + (int64_t{tile} * a.blocks + s.begin) * T::kWBytes;
     }
-    __device__ void weights(int slot, const char* from) const {
-      const uint32_t full = sh.full + slot * 8, to = sh.w + slot * T::kWBytes;
-      barrier_expect(full, T::kXBytes + T::kWBytes);
-      bulk_copy(to, from, T::kWBytes, full, a.policy);
+    __device__ void weights(int slot, const char* from, int blocks) const {
+      const uint32_t full = sh.full + slot * 8, to = sh.w + slot * T::kWSlot;
+      barrier_expect(full, blocks * ((T::kCopied ? 0 : T::kXBytes) + T::kWBytes));
+      bulk_copy(to, from, blocks * T::kWBytes, full, a.policy);
     }
-    __device__ void tokens(int slot, int token, int block) const {
+    __device__ void tokens(int slot, int token, int block, int blocks) const {
       const uint32_t full = sh.full + slot * 8;
 #pragma unroll
-      for (int h = 0; h < T::kHalves; ++h) {
-        const uint32_t to = sh.x + slot * T::kXBytes + h * T::kTokens * 128;
-        const int column = block * 128 + h * 64;
+      for (int h = 0; h < T::kBlocks * T::kHalves; ++h) {
+        if (T::kBlocks > 1 && h >= blocks) break;
+        const uint32_t to = sh.x + slot * T::kXSlot + h * T::kTokens * 128;
+        const int column = block * 128 + h * (128 / T::kHalves);
         if constexpr (T::kCluster == 1)
           tensor_copy(to, map, column, token, full);
         else
@@ -106,6 +112,10 @@ struct Kernel {
     }
   };
 
+  __device__ static int blocks_of_slot(const Segment& s, int k) {
+    return T::kBlocks == 1 ? 1 : min(T::kBlocks, s.end - k);
+  }
+
   // The first weights are on their way before the launch before has ended.
   __device__ static void produce(const Producer& p, int worker) {
     const Args& a = p.a;
@@ -115,28 +125,63 @@ struct Kernel {
     Segment s;
     for (Walk walk(a, worker); ahead < stages && walk.next(a, s);) {
       const char* from = p.records(s);
-      for (int k = s.begin; k < s.end && ahead < stages; ++k, from += T::kWBytes)
-        p.weights(ahead++, from);
+      for (int k = s.begin; k < s.end && ahead < stages; k += T::kBlocks, from += T::kWSlot)
+        p.weights(ahead++, from, blocks_of_slot(s, k));
       if (T::kUnrolled) break;
     }
-    dependency_wait();
+    if (!T::kCopied) dependency_wait();
     typename T::Slot slot;
     uint32_t phases = ~0u;
     for (Walk walk(a, worker); walk.next(a, s);) {
       const char* from = p.records(s);
       const int token = s.tile % a.token_tiles * T::kTokens;
       if (T::kUnrolled) slot.index = 0;
-      for (int k = s.begin; k < s.end; ++k, from += T::kWBytes) {
+      for (int k = s.begin; k < s.end; k += T::kBlocks, from += T::kWSlot) {
+        const int blocks = blocks_of_slot(s, k);
         if (T::kUnrolled) slot.phase = (phases >> slot.index & 1) ^ 1;
         if (ahead > 0) {
           --ahead;
         } else {
           barrier_wait(p.sh.empty + slot.index * 8, slot.phase ^ 1);
-          p.weights(slot.index, from);
+          p.weights(slot.index, from, blocks);
         }
-        p.tokens(slot.index, token, k);
+        if (!T::kCopied) p.tokens(slot.index, token, k, blocks);
         phases ^= 1u << slot.index;
         slot.next(stages);
+      }
+    }
+  }
+
+  // Where a launch waits for memory (kCopied), tokens do not go through the copy engine, which
+  // would take them up behind the ring's weights: three warps copy them, a slot each in turn.
+  __device__ static void copy_tokens(const Args& a, const typename T::Shared& sh, int worker) {
+    constexpr int kWarps = 3, kChunks = 8 * T::kBlocks;  // 16 bytes, of a token in a slot
+    const int warp = static_cast<int>(threadIdx.x) / 32 - 1, lane = threadIdx.x % 32;
+    dependency_wait();
+    const int chunk = lane % kChunks, half = chunk / 8;
+    const auto* in = static_cast<const char*>(a.in);
+    const int64_t width = int64_t{a.blocks} * 128;
+    typename T::Slot slot;
+    int turn = 0;
+    Segment s;
+    for (Walk walk(a, worker); walk.next(a, s);) {
+      const int token = s.tile % a.token_tiles * T::kTokens;
+      for (int k = s.begin; k < s.end; k += T::kBlocks, slot.next(a.stages)) {
+        const bool mine = turn == warp;
+        turn = turn + 1 == kWarps ? 0 : turn + 1;
+        if (!mine) continue;
+        barrier_wait(sh.empty + slot.index * 8, slot.phase ^ 1);
+        // Rows past the last are not written: a sum is of its own token only.
+        if (k + half < s.end) {
+          const uint32_t to = sh.x + slot.index * T::kXSlot + half * T::kXBytes;
+          const char* from = in + int64_t{k} * 128 + chunk * 16;
+          for (int t = lane / kChunks; t < min(T::kTokens, a.rows - token); t += 32 / kChunks)
+            copy_bytes(to + t * 128 + (chunk % 8 ^ t % 8) * 16, from + (token + t) * width);
+        }
+        copies_wait();
+        written_for_wgmma();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(sh.full + slot.index * 8);
       }
     }
   }
@@ -168,7 +213,7 @@ struct Kernel {
     }
     if (threadIdx.x == 0) {
       for (int i = 0; i < a.stages; ++i) {
-        barrier_init(sh.full + i * 8, 1);
+        barrier_init(sh.full + i * 8, T::kCopied ? 2 : 1);
         barrier_init(sh.empty + i * 8,
                      8 * T::kCluster);  // a warp of either warpgroup, either block
       }
@@ -182,6 +227,7 @@ struct Kernel {
     if (threadIdx.x < 128) {
       fewer_registers<T::kProducerRegisters>();
       if (threadIdx.x == 0) produce({a, map, sh, rank}, worker);
+      if (T::kCopied && threadIdx.x >= 32) copy_tokens(a, sh, worker);
     } else {
       more_registers<T::kConsumerRegisters>();
       consume(a, sh, worker, rank);
@@ -195,7 +241,7 @@ struct Kernel {
 };
 
 template <typename K>
-__global__ void __launch_bounds__(K::Tile::kThreads, K::Tile::kPerSm)
+__global__ void __launch_bounds__(K::Tile::kBound, K::Tile::kPerSm)
     linear_kernel(const __grid_constant__ Args a, const __grid_constant__ CUtensorMap map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) char shared[];
@@ -237,13 +283,14 @@ struct Entry {
   cudaError_t (*launch)(const Args&, const CUtensorMap&, const HopperConfig&,
                         cudaStream_t) = nullptr;
   int slot_bytes = 0, fixed_bytes = 0, partials = 0;
-  int slots = 0;  // 0: as many as there is room for
+  int slots = 0;   // 0: as many as there is room for
+  int blocks = 1;  // of columns in a slot
 };
 template <bool FP8, int TOKENS, int CLUSTER, int PER_SM>
 Entry entry() {
   using T = Tile<FP8, TOKENS, CLUSTER, PER_SM>;
-  return {&launch<Kernel<T>, CLUSTER>, T::slot_bytes(), T::fixed_bytes(), Finish<T>::kPartials,
-          T::kSlots};
+  return {&launch<Kernel<T>, CLUSTER>, T::slot_bytes(), T::fixed_bytes(),
+          Finish<T>::kPartials,        T::kSlots,       T::kBlocks};
 }
 
 // The kernel of a variant; its launch is null when there is none. One file each (build time).
@@ -253,8 +300,8 @@ Entry find_bf16(const HopperVariant& v);
 template <bool FP8>
 Entry find(const HopperVariant& v) {
   const int what = v.tokens * 10 + v.cluster;
-  if (what == 81) return entry<FP8, 8, 1, 2>();
-  if (what == 161) return entry<FP8, 16, 1, 2>();
+  if (what == 81) return entry < FP8, 8, 1, FP8 ? 1 : 2 > ();
+  if (what == 161) return entry < FP8, 16, 1, FP8 ? 1 : 2 > ();
   if (what == 321) return entry<FP8, 32, 1, 2>();
   if (what == 641) return entry<FP8, 64, 1, 1>();
   if (what == 1281) return entry<FP8, 128, 1, 1>();

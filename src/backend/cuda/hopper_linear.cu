@@ -163,9 +163,9 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
                   std::max(1, work.multiprocessors * v.per_sm / v.cluster), limits);
   c.workers = split.workers, c.whole_tiles = split.whole_tiles, c.blocks = split.blocks;
   c.split_tiles = split.split_tiles, c.split_workers = split.split_workers;
-  c.stages = kernel.slots > 0
-                 ? kernel.slots
-                 : std::min(v.max_stages, (limit - kernel.fixed_bytes) / kernel.slot_bytes);
+  c.stages = kernel.slots > 0 ? kernel.slots
+                              : std::min(v.max_stages / kernel.blocks,
+                                         (limit - kernel.fixed_bytes) / kernel.slot_bytes);
   c.shared_bytes = kernel.fixed_bytes + c.stages * kernel.slot_bytes;
   return c;
 }
@@ -181,7 +181,7 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
 HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work) {
   HopperVariant v;
   v.tokens = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
-  if (v.tokens <= 32 && w.fp8) v.max_stages = v.tokens == 8 ? 12 : 11;
+  if (v.tokens <= 32 && w.fp8) v.max_stages = v.tokens <= 16 ? 12 : 11;
   if (v.tokens <= 32 && !w.fp8) v.per_sm = 2;
   if (w.fp8 && rows > 128) {
     struct Way {
@@ -204,8 +204,9 @@ HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace
 
 bool hopper_has(bool fp8, const HopperVariant& v) {
   // find_kernel looks at tokens and clusters only.
+  const bool two = v.tokens <= 32 && (!fp8 || v.tokens > 16);
   const bool fits = (v.cluster == 1 || v.cluster == 2) && v.max_stages >= 4 &&
-                    (v.per_sm == 1 || (v.per_sm == 2 && v.tokens <= 32));
+                    (v.per_sm == 1 || (v.per_sm == 2 && two));
   return fits && find_kernel(fp8, v).launch != nullptr;
 }
 
@@ -262,7 +263,7 @@ bool hopper_linear(const HopperWeights& w, const HopperConfig& c, const void* in
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
     return false;
   hopper::Args a{};
-  a.records = static_cast<const char*>(w.records), a.in_scale = in_scale, a.out = out;
+  a.records = static_cast<const char*>(w.records), a.in = in, a.in_scale = in_scale, a.out = out;
   a.partials = work.partials, a.counters = work.counters;
   a.rows = static_cast<int>(rows), a.n = w.rows, a.blocks = w.blocks;
   a.token_tiles = c.token_tiles, a.whole_tiles = c.whole_tiles;

@@ -94,6 +94,13 @@ __device__ __forceinline__ void copy_float(uint32_t to, const float* from, bool 
                "r"(there ? 4 : 0)
                : "memory");
 }
+__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from) {  // 16
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+// What this thread has written to shared memory, for wgmma to read.
+__device__ __forceinline__ void written_for_wgmma() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -16,14 +16,22 @@ template <bool FP8, int TOKENS, int CLUSTER, int PER_SM>
 struct Tile {
   static constexpr bool kFp8 = FP8;
   static constexpr int kTokens = TOKENS, kCluster = CLUSTER, kPerSm = PER_SM;
+  // Few tokens of e4m3: hopper_pairs.cuh.
+  static constexpr bool kPairs = FP8 && TOKENS <= 16;
+  // Tokens by three warps of the producer, not by the copy engine (hopper_kernel.cuh).
+  static constexpr bool kCopied = kPairs && TOKENS == 8;
   static constexpr int kThreads = 384;
   static constexpr int kSums = TOKENS / 2;  // of a thread
-  // Of the 3 x 168 (80) that a launch has for a thread of each warpgroup.
-  static constexpr int kProducerRegisters = PER_SM == 1 ? 24 : 48;
-  static constexpr int kConsumerRegisters = PER_SM == 1 ? 240 : 96;
+  // Of the 3 x 168 (96, 80) that a launch has for a thread of each warpgroup. 96, as of a block of
+  // 640 threads, leave room for a norm's block (512 threads of 56) beside it.
+  static constexpr int kBound = kPairs ? 640 : kThreads;
+  static constexpr int kProducerRegisters = kCopied ? 40 : PER_SM == 1 ? 24 : 48;
+  static constexpr int kConsumerRegisters = kCopied ? 120 : kPairs ? 128 : PER_SM == 1 ? 240 : 96;
   static constexpr int kHalves = FP8 ? 1 : 2;  // chunks of 16 A registers in a block of columns
   static constexpr int kXBytes = TOKENS * 128 * kHalves;
   static constexpr int kWBytes = 2 * kHopperRecord;
+  static constexpr int kBlocks = kPairs ? 2 : 1;  // of columns in a slot
+  static constexpr int kXSlot = kBlocks * kXBytes, kWSlot = kBlocks * kWBytes;
   static constexpr int kOutTokens = TOKENS % 64 == 0 ? 64 : TOKENS;  // of a turn: as there is room
   static constexpr int kOutPitch = 144;                              // bytes: 64 rows and padding
   static constexpr int kOutBytes = kOutTokens * kOutPitch;
@@ -35,14 +43,14 @@ struct Tile {
 
   // Shared memory: x slots, w slots; an output tile, the tokens' scales and a flag for either
   // warpgroup; full and empty barriers.
-  static constexpr int slot_bytes() { return kXBytes + kWBytes + 16; }
+  static constexpr int slot_bytes() { return kXSlot + kWSlot + 16; }
   static constexpr int fixed_bytes() { return 1024 + 2 * (kOutBytes + kScaleBytes) + 16; }
   struct Shared {
     uint32_t x, w, out, scales, flags, full, empty;
     __device__ Shared(uint32_t base, int stages) {
       x = (base + 1023) & ~1023u;
-      w = x + stages * kXBytes;
-      out = w + stages * kWBytes;
+      w = x + stages * kXSlot;
+      out = w + stages * kWSlot;
       scales = out + 2 * kOutBytes;
       flags = scales + 2 * kScaleBytes;
       full = flags + 16;

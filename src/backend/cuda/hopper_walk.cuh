@@ -13,6 +13,7 @@ namespace drover::cuda::hopper {
 
 struct Args {
   const char* records;
+  const void* in;
   const float* in_scale;  // [M], null for bf16
   void* out;
   float* partials;

@@ -37,7 +37,7 @@ struct NormRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads, 2) write_kernel(NormRows a, Output out) {
+__global__ void __launch_bounds__(threads_bound(PACKS), 2) write_kernel(NormRows a, Output out) {
   dependency_launch();
   // With few rows their time is latencies, one after the other: weights come before the row does.
   Weights<VEC> weights[PACKS > 0 && PACKS <= 2 ? PACKS : 1];
@@ -83,7 +83,7 @@ struct GateRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads, 2) write_kernel(GateRows a, Output out) {
+__global__ void __launch_bounds__(threads_bound(PACKS), 2) write_kernel(GateRows a, Output out) {
   dependency_launch();
   dependency_wait();
   const int64_t r = row_of_block(out);
@@ -98,7 +98,7 @@ struct PlainRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads, 2) write_kernel(PlainRows a, Output out) {
+__global__ void __launch_bounds__(threads_bound(PACKS), 2) write_kernel(PlainRows a, Output out) {
   dependency_launch();
   dependency_wait();
   const int64_t r = row_of_block(out);
@@ -111,7 +111,7 @@ struct GatedRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads, 2) write_kernel(GatedRows a, Output out) {
+__global__ void __launch_bounds__(threads_bound(PACKS), 2) write_kernel(GatedRows a, Output out) {
   dependency_launch();
   dependency_wait();
   const int64_t r = row_of_block(out);
@@ -126,7 +126,8 @@ struct GatheredRows {
 };
 
 template <int VEC, int PACKS, bool FP8>
-__global__ void __launch_bounds__(kThreads, 2) write_kernel(GatheredRows a, Output out) {
+__global__ void __launch_bounds__(threads_bound(PACKS), 2)
+    write_kernel(GatheredRows a, Output out) {
   dependency_launch();
   dependency_wait();
   const int64_t r = row_of_block(out), rows = gridDim.x / out.parts;

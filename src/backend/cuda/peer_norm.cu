@@ -84,7 +84,7 @@ __device__ bool stopped(const Peers& peers, uint32_t* header) {
 
 // MOST: ranks at most.
 template <int MOST, bool FP8>
-__global__ void __launch_bounds__(kThreads, MOST > 2 ? 1 : 2)
+__global__ void __launch_bounds__(MOST > 2 ? kThreads : threads_bound(kPacks), MOST > 2 ? 1 : 2)
     peer_norm_kernel(const __grid_constant__ PeerRows a) {
   dependency_launch();
   const Output out{a.out, a.scale, a.features};  // one block a row, which the compiler sees

@@ -15,11 +15,11 @@
 // A block is a producer warp and two consumer warpgroups, each with 64 weight rows and all of the
 // block's tokens: while one adds a group to its totals, the other's wgmma runs. The ring in shared
 // memory has a block of 128 columns a slot: records of weights as 1D bulk copies, tokens through a
-// tensor map with the 128-byte swizzle; rows past M are zeros. A consumer unpacks its next 16
-// registers of A while wgmma works on the last ones: hopper_steps.cuh, for few tokens of e4m3
-// hopper_pairs.cuh (two blocks of columns a slot), for many hopper_rounds.cuh and
-// hopper_parts.cuh. In a cluster of two each block fetches half of the tokens
-// for both.
+// tensor map with the 128-byte swizzle, rows past M as zeros (up to 8 tokens of e4m3 by warps,
+// those that there are). A consumer unpacks its next 16 registers of A while wgmma works on the
+// last ones: hopper_steps.cuh, for few tokens of e4m3 hopper_pairs.cuh (two blocks of columns a
+// slot), for many hopper_rounds.cuh and hopper_parts.cuh. In a cluster of two each block fetches
+// half of the tokens for both.
 //
 // A worker (block or cluster) does whole tiles in waves, the token tile running fastest, so that
 // weights come from memory once and tokens stay in L2; tiles left over may be cut by columns
@@ -39,9 +39,11 @@
 //   M                     1024
 //   W4A8                  1.57 (1.47)
 //   W4A16 (split before)  3.04
-// On an H200 (one run, in steps of W4A8 before and after pairs; copy of the same bytes 0.104): M =
-// 1 0.1325 and 0.119, 0.117 with tokens by warps; M = 16 0.134 and 0.1235, 0.125 with those. Errors
-// of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
+// The same of W4A8 on an H200, where copies of as many bytes take 0.104: M = 1 0.117, M = 16 0.123
+// (hopper_steps.cuh 0.1325 and 0.134; tokens by the copy engine 0.119 and 0.123, by warps 0.117 and
+// 0.125).
+//
+// Errors of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
 // |terms| at K = 8192; with bf16 inputs 1e-7.
 //
 // Under load (700 W; clocks of 1,300 to 1,500 MHz; ms, in brackets cuBLASLt with FP8 weights in the

@@ -302,8 +302,9 @@ Entry find_bf16(const HopperVariant& v);
 template <bool FP8>
 Entry find(const HopperVariant& v) {
   const int what = v.tokens * 10 + v.cluster;
-  if (what == 81) return entry < FP8, 8, 1, FP8 ? 1 : 2 > ();
-  if (what == 161) return entry < FP8, 16, 1, FP8 ? 1 : 2 > ();
+  constexpr int kOfFew = FP8 ? 1 : 2;  // pairs take a multiprocessor's registers
+  if (what == 81) return entry<FP8, 8, 1, kOfFew>();
+  if (what == 161) return entry<FP8, 16, 1, kOfFew>();
   if (what == 321) return entry<FP8, 32, 1, 2>();
   if (what == 641) return entry<FP8, 64, 1, 1>();
   if (what == 1281) return entry<FP8, 128, 1, 1>();

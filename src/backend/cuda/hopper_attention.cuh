@@ -297,10 +297,8 @@ struct Consumer {
     for (int i = 0; i < 8; ++i) {
       const int vector = me / 16 + 8 * i;
       const Place at = place(vector);
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(query_tile(turn) +
-                                                                     query_at(vector, chunk)),
-                   "l"(from + min(at.row, item.rows - 1) * width + at.head * kFeatures)
-                   : "memory");
+      copy_bytes(query_tile(turn) + query_at(vector, chunk),
+                 from + min(at.row, item.rows - 1) * width + at.head * kFeatures);
     }
   }
   // Makes f16 of them, each thread of its own words.
@@ -330,7 +328,7 @@ struct Consumer {
                                            __uint_as_float(q[k] & 0xffff0000u) * found.up));
       unit[i] = __fmul_rn(found.down, a.scale);
     }
-    wgmma_reads_fence();
+    written_for_wgmma();
     named_sync(kConsumerBarriers + which, 128);
     // A shuffle, so that it is known to be the warp's.
     queries = __shfl_sync(~0u, tile >> 4 | 1u << 16, 0);

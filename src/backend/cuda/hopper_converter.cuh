@@ -152,7 +152,7 @@ struct Converter {
     }
   }
   __device__ void hand_over(Barrier full, uint32_t slot) const {
-    wgmma_reads_fence();
+    written_for_wgmma();
     __syncwarp();
     arrive_if(barrier(memory, full, slot), lane() == 0);
   }

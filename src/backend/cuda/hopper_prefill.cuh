@@ -79,10 +79,6 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
   return r;
 }
-// Between this thread's writes and wgmma's reads of shared memory.
-__device__ __forceinline__ void wgmma_reads_fence() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
 
 // 128 query vectors of one KV head: whole rows, of one sequence or of several.
 struct Item {

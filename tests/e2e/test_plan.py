@@ -57,6 +57,10 @@ def test_memory_is_a_real_runs(tmp_path, here, tp, pp, dp):
     assert pools == [s for _ in range(dp) for s in stages for _ in range(tp)]
     # Tables are taken for 16-bit ones; this model's embedding has 8.
     planned = [s["weights"] / (1 << 20) for s in memory["bytes_of_stages"]]
+    # A CPU that does not multiply bf16 holds what it multiplies as f32, which a topology does not say of its hosts.
+    if not re.search(r"\bavx512_bf16\b", pathlib.Path("/proc/cpuinfo").read_text()):
+        embedding = 49152 * 576 * 2 / tp / (1 << 20)
+        planned = [2 * w - (embedding if stage == 0 else 0) for stage, w in enumerate(planned)]
     assert [w for _ in range(dp) for w in planned for _ in range(tp)] == pytest.approx(weights, rel=0.2)
 
 

@@ -128,7 +128,7 @@ struct Bench {
     std::vector<HopperVariant> v;
     for (const int tokens : {8, 16, 32})
       if (all || (m <= tokens && m > tokens / 2) || (tokens == 8 && m <= 8))
-        for (const int stages : {32, 20, 16, 12, 8})
+        for (const int stages : {32, 20, 16, 12, 11, 8})
           for (const int per_sm : {1, 2}) {
             const HopperVariant some{tokens, 1, per_sm, stages};
             if ((per_sm == 1 || stages == 32) && hopper_has(fp8, some)) v.push_back(some);

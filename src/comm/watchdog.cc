@@ -36,6 +36,15 @@ void on_signal(int number) { g_signal = number; }
 volatile std::sig_atomic_t g_stops = 0;
 void on_stop(int) { g_stops = g_stops + 1; }
 
+// Taken by a watchdog's thread alone, and blocked on every other: the kernel writes a signal's
+// frame below the stack pointer, which oneDNN's AVX2 products keep in a workspace on the heap.
+sigset_t handled_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&set, number);
+  return set;
+}
+
 struct Message {
   enum class Kind : int32_t { kBeat, kFailure, kLeave, kLeaveAgreed, kStop };
   Kind kind;
@@ -96,6 +105,8 @@ class MpiWatchdog final : public Watchdog {
 
  private:
   void run() {
+    const sigset_t handled = handled_signals();
+    pthread_sigmask(SIG_UNBLOCK, &handled, nullptr);
     try {
       while (!stop_) {
         turn();
@@ -423,6 +434,8 @@ void install_signal_handlers() {
   // deadly.
   action.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &action, nullptr);
+  const sigset_t handled = handled_signals();
+  pthread_sigmask(SIG_BLOCK, &handled, nullptr);
 }
 
 }  // namespace drover

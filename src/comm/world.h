@@ -115,7 +115,8 @@ void abort_all_nccl(double seconds = 1) noexcept;
 std::string nccl_async_error() noexcept;
 
 // SIGTERM and SIGINT make the watchdog raise kLostPeer (or kEnvironment for SIGINT); SIGUSR1:
-// see Watchdog.
+// see Watchdog. They wait until there is one: this blocks them on the calling thread and on all
+// that it starts, so call it first, and only a watchdog's thread takes them.
 void install_signal_handlers();
 
 }  // namespace drover

@@ -4,6 +4,7 @@ it does after a kill and a full disk. Nothing finished is lost."""
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -57,6 +58,28 @@ def check_stopped(out, job):
     assert all(line["n_tokens"] == 64 for line in done)
     assert f"--resume {out}" in result["go_on"] and result["go_on"] in job.text()
     return len(done)
+
+
+def test_one_thread_of_each_rank_takes_signals(tmp_path):
+    """Those that multiply must not: oneDNN's AVX2 code points the stack at the heap meanwhile."""
+    handled = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+    def takes(status):
+        blocked = int(re.search(r"^SigBlk:\s+(\w+)", status, re.MULTILINE)[1], 16)
+        free = {s for s in handled if not blocked >> (s - 1) & 1}
+        assert free in (set(), handled), free
+        return bool(free)
+
+    out = tmp_path / "out"
+    options = list(ACCURACY)
+    options[options.index("--threads") + 1] = 2
+    with Job(tmp_path / "job", 2, "run", *options, "--out", out) as job:
+        job.wait_for(under_way(out))
+        for rank in (0, 1):
+            tasks = list(pathlib.Path(f"/proc/{job.pid(rank)}/task").iterdir())
+            assert len(tasks) > 2
+            assert [takes((t / "status").read_text()) for t in tasks].count(True) == 1
+            assert not takes(pathlib.Path(f"/proc/{job.pid(rank)}/status").read_text()), "the main thread"
 
 
 @pytest.mark.parametrize("to", ["mpirun", "rank 1"])

@@ -107,7 +107,7 @@ class Cluster:
             else:
                 self._daemon("slurmd", "-c")
             self.wait_for(lambda: self.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split() ==
-                          ["idle"] * len(names), 20, "not all nodes are idle")
+                          ["idle"] * len(names), 60, "not all nodes are idle")
         except (AssertionError, OSError, subprocess.SubprocessError) as error:
             why = f"{error}\n{self.logs()}"
             self.stop()
@@ -171,7 +171,7 @@ class Cluster:
         shown = self.run("scontrol", "show", "job", "-o", number).stdout
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
-    def wait_for_end(self, number, seconds=60, output=None):
+    def wait_for_end(self, number, seconds=120, output=None):
         """The job's state and exit code, once it has ended for good."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         self.wait_for(lambda: self.job(number)["JobState"] in over, seconds,

@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/sha256.h"
+#include "base/subprocess.h"
 
 namespace drover {
 namespace {
@@ -170,6 +172,18 @@ TEST(Log, LinesCarryHostAndRank) {
   EXPECT_NE(text.find(hostname() + " rank 3 info: hello 42"), std::string::npos) << text;
   EXPECT_THROW(log::init(0, folder.file("no/such/folder/x.log") + "/", false), Error);
   log::init(-1, "", false);
+}
+
+// Otherwise what a rank starts could not be ended with SIGTERM.
+TEST(Subprocess, HasNoSignalBlockedThatThisThreadHas) {
+  sigset_t set, before;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  ASSERT_EQ(pthread_sigmask(SIG_BLOCK, &set, &before), 0);
+  const Outcome o = run_program({"sh", "-c", "kill -TERM $$; echo still here"}, 20);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  EXPECT_EQ(o.code, -1) << o.output;
+  EXPECT_EQ(o.output, "");
 }
 
 TEST(Host, FactsArePlausible) {

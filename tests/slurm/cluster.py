@@ -14,6 +14,8 @@ import time
 import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
+# Seconds that a wait may take: it ends what hangs, not what is slow.
+PATIENCE = 120
 CONFIG = """
 ClusterName=drover
 SlurmctldHost={host}({address})
@@ -107,7 +109,7 @@ class Cluster:
             else:
                 self._daemon("slurmd", "-c")
             self.wait_for(lambda: self.run("sinfo", "-h", "-N", "-o", "%T", check=False).stdout.split() ==
-                          ["idle"] * len(names), 60, "not all nodes are idle")
+                          ["idle"] * len(names), "not all nodes are idle")
         except (AssertionError, OSError, subprocess.SubprocessError) as error:
             why = f"{error}\n{self.logs()}"
             self.stop()
@@ -160,8 +162,8 @@ class Cluster:
                     (self.folder / name).read_text().splitlines(keepends=True)[-15:])
         return text
 
-    def wait_for(self, what, seconds, otherwise):
-        deadline = time.monotonic() + seconds
+    def wait_for(self, what, otherwise):
+        deadline = time.monotonic() + PATIENCE
         while not what():
             assert time.monotonic() < deadline, otherwise() if callable(otherwise) else otherwise
             time.sleep(0.1)
@@ -171,10 +173,10 @@ class Cluster:
         shown = self.run("scontrol", "show", "job", "-o", number).stdout
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
-    def wait_for_end(self, number, seconds=120, output=None):
+    def wait_for_end(self, number, output=None):
         """The job's state and exit code, once it has ended for good."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        self.wait_for(lambda: self.job(number)["JobState"] in over, seconds,
+        self.wait_for(lambda: self.job(number)["JobState"] in over,
                       lambda: f"job {number} does not end\n{self.job(number)}\n{self.logs()}\n"
                               f"{output.read_text() if output and output.exists() else ''}")
         job = self.job(number)

@@ -47,13 +47,13 @@ class Submitted:
         file = self.folder / f"job-{number or self.number}.out"
         return file.read_text(errors="replace") if file.exists() else ""
 
-    def end(self, number=None, seconds=120):
+    def end(self, number=None):
         number = number or self.number
-        return self.slurm.wait_for_end(number, seconds, self.folder / f"job-{number}.out")
+        return self.slurm.wait_for_end(number, self.folder / f"job-{number}.out")
 
-    def under_way(self, attempt=0, samples=20, seconds=120):
+    def under_way(self, attempt=0, samples=20):
         file = self.folder / f"out/attempt-{attempt}/accuracy/journal.jsonl"
-        self.slurm.wait_for(lambda: file.exists() and len(file.read_bytes().splitlines()) >= samples, seconds,
+        self.slurm.wait_for(lambda: file.exists() and len(file.read_bytes().splitlines()) >= samples,
                             lambda: f"nothing happens\n{self.text()}\n{self.slurm.logs()}")
 
     def result(self, name="attempt-0"):
@@ -115,7 +115,7 @@ def test_warned_requeued_resumed(slurm, tmp_path):
 def test_a_performance_run_is_not_requeued(slurm, tmp_path):
     job = Submitted(slurm, tmp_path, "run.sbatch", mode="performance", dataset="synthetic:32x64:20000")
     file = tmp_path / "out/attempt-0/performance/journal.jsonl"
-    slurm.wait_for(lambda: file.exists() and file.stat().st_size > 0, 120, job.text)
+    slurm.wait_for(lambda: file.exists() and file.stat().st_size > 0, job.text)
     slurm.run("scancel", "--batch", "--signal=USR1", job.number)
     assert job.end() == ("FAILED", INVALID), job.text()
     assert "never resumed" in job.result()["go_on"] and not (tmp_path / "out/attempt-1").exists()
@@ -127,7 +127,7 @@ def test_cancelled(slurm, tmp_path):
     slurm.run("scancel", job.number)
     assert job.end()[0] == "CANCELLED", job.text()
     result = tmp_path / "out/attempt-0/result.json"
-    slurm.wait_for(result.exists, 10, lambda: f"no result\n{job.text()}")
+    slurm.wait_for(result.exists, lambda: f"no result\n{job.text()}")
     assert "SIGTERM" in job.result()["error"] and "--resume" in job.result()["go_on"]
     assert len(journal(tmp_path / "out/attempt-0", "accuracy")) >= 20
 
@@ -148,7 +148,7 @@ def test_sweep(slurm, tmp_path):
                     f"--output={tmp_path}/job-%A_%a.out", mode="performance",
                     dataset="synthetic:32x64:40")
     table = tmp_path / "out/table.txt"
-    slurm.wait_for(lambda: table.exists() and len(table.read_text().splitlines()) == 4, 120,
+    slurm.wait_for(lambda: table.exists() and len(table.read_text().splitlines()) == 4,
                    lambda: "\n".join(f.read_text() for f in tmp_path.glob("job-*.out")))
     names = {line.split("\t")[0] for line in table.read_text().splitlines()}
     assert names == {f"{grid}_b{batch}" for grid in ("1x2x1", "2x1x1") for batch in (4, 8)}
@@ -194,7 +194,7 @@ def test_a_study_is_submitted(slurm, tmp_path):
     assert "NumTasks=2 " in slurm.run("scontrol", "show", "job", "-o", first[two]).stdout
     slurm.run("scancel", first[two])
     slurm.wait_for_end(first[two])
-    slurm.wait_for(lambda: "1 jobs submitted, 1 were in the queue" in study(), 60, "not submitted again")
+    slurm.wait_for(lambda: "1 jobs submitted, 1 were in the queue" in study(), "not submitted again")
     for number in numbers().values():
         slurm.run("scontrol", "release", number)
         assert slurm.wait_for_end(number, output=out / f"scripts/{number}.log") == ("COMPLETED", 0)
@@ -213,7 +213,7 @@ def test_a_job_of_a_study_is_stopped(slurm, tmp_path):
               "synthetic:24x64:20000", "--max-new-tokens", 64, "--out", out, "--ranks", 2, "--grids", "dp2",
               "--repeat", 1, "--submit", env={"DROVER_BIN": drover.BINARY})
     number = next(iter(json.loads((out / "study.json").read_text())["submitted"].values()))
-    slurm.wait_for(lambda: list(out.glob("runs/*.part/performance/journal.jsonl")), 120, slurm.logs)
+    slurm.wait_for(lambda: list(out.glob("runs/*.part/performance/journal.jsonl")), slurm.logs)
     slurm.run("scancel", "--batch", "--signal=TERM", number)
     assert slurm.wait_for_end(number)[0] == "FAILED"
     result = json.loads(next(out.glob("runs/*.part/result.json")).read_text())

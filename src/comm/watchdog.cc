@@ -55,6 +55,12 @@ struct Message {
   char text[512];  // the phase, or the first cause
 };
 
+struct Loss {
+  int peer;
+  std::string what;
+  bool sure = true;
+};
+
 struct PeerState {
   Clock::time_point heard;
   Clock::time_point advanced;
@@ -143,14 +149,18 @@ class MpiWatchdog final : public Watchdog {
     if (rank_ == 0 && leaving_ && !agreed_) try_agreement();
   }
 
-  // A process that was stopped heard nobody, and that is not the others' fault.
-  void notice_own_pause() {
-    if (since(last_turn_) > kSuspectSeconds) {
+  // A process that was stopped heard nobody, and that is not the others' fault. True if it was
+  // since this was last asked. A stop may fall anywhere in a turn: evidence against a peer is
+  // gathered first, then this asked, and only then is the peer named.
+  bool notice_own_pause() {
+    const bool stopped = since(last_look_) > kSuspectSeconds;
+    if (stopped) {
       paused_ = true;
       for (auto& s : states_) s.heard = s.advanced = Clock::now();
       next_beat_ = deadline_in(1);  // what the others said meanwhile comes first
     }
-    last_turn_ = Clock::now();
+    last_look_ = Clock::now();
+    return stopped;
   }
 
   void post(int peer, const Message& m) {
@@ -233,7 +243,11 @@ class MpiWatchdog final : public Watchdog {
   // Rank 0 hears of failures and keeps the first; the others hear that one from it.
   void take_failure(FirstCause cause) {
     // A rank that lost a connection knows less than who sees that its peer is dead.
-    if (rank_ == 0 && cause.code == ExitCode::kLostPeer && !paused_) blame_the_dead();
+    if (rank_ == 0 && cause.code == ExitCode::kLostPeer) {
+      const auto dead = dead_peer();
+      notice_own_pause();
+      if (dead && !paused_) lost(*dead);
+    }
     interrupt_.raise(cause.code, cause.text);
     const std::lock_guard lock(mutex_);
     verdict_ = std::move(cause);
@@ -262,31 +276,36 @@ class MpiWatchdog final : public Watchdog {
     return std::chrono::duration<double>(Clock::now() - t).count();
   }
 
-  void watch_leader() {
-    const auto& s = states_[0];
-    if (dead_on_this_host(0)) {
-      leader_lost_ = true;
-      lost(0, "died");
-    } else if (since(s.heard) > kSilenceSeconds) {
-      leader_lost_ = true;
-      lost(0, fmt::format("has not been heard of for {:.0f} s", kSilenceSeconds));
+  std::optional<Loss> lost_leader() const {
+    if (dead_on_this_host(0)) return Loss{0, "died"};
+    if (since(states_[0].heard) > kSilenceSeconds) {
+      return Loss{0, fmt::format("has not been heard of for {:.0f} s", kSilenceSeconds)};
     }
+    return std::nullopt;
   }
 
-  void watch_peers() {
-    if (rank_ != 0) return watch_leader();
+  std::optional<Loss> lost_peer() const {
     for (int p = 0; p < size_; ++p) {
       const auto& s = states_[static_cast<size_t>(p)];
       if (s.leaving) continue;
       if (p != 0 && dead_on_this_host(p)) {
-        lost(p, fmt::format("died (phase: {})", s.phase));
-      } else if (since(s.heard) > kSilenceSeconds) {
-        lost(p, fmt::format("has not been heard of for {:.0f} s (phase: {})", kSilenceSeconds,
-                            s.phase));
-      } else if (!s.waiting && since(s.advanced) > s.patience) {
-        lost(p, fmt::format("hangs: no progress for {:.0f} s (phase: {})", s.patience, s.phase));
+        return Loss{p, fmt::format("died (phase: {})", s.phase)};
+      }
+      if (since(s.heard) > kSilenceSeconds) {
+        return Loss{p, fmt::format("has not been heard of for {:.0f} s (phase: {})",
+                                   kSilenceSeconds, s.phase)};
+      }
+      if (!s.waiting && since(s.advanced) > s.patience) {
+        return Loss{
+            p, fmt::format("hangs: no progress for {:.0f} s (phase: {})", s.patience, s.phase)};
       }
     }
+    return std::nullopt;
+  }
+
+  void watch_peers() {
+    const auto loss = rank_ == 0 ? lost_peer() : lost_leader();
+    if (loss && !notice_own_pause()) lost(*loss);
   }
 
   // What NCCL's own threads met is seen by nobody who waits for the GPU.
@@ -312,20 +331,30 @@ class MpiWatchdog final : public Watchdog {
     return name_end != std::string::npos && name_end + 2 < line.size() && line[name_end + 2] == 'Z';
   }
 
-  bool blame_the_dead() {
+  std::optional<Loss> dead_peer() const {
     for (int p = 0; p < size_; ++p) {
-      if (p == rank_ || !dead_on_this_host(p)) continue;
-      if (p == 0) leader_lost_ = true;
-      lost(p, "died");
-      return true;
+      if (p != rank_ && dead_on_this_host(p)) return Loss{p, "died"};
     }
-    return false;
+    return std::nullopt;
   }
 
-  void lost(int peer, const std::string& what) {
-    interrupt_.raise(
-        ExitCode::kLostPeer,
-        fmt::format("rank {} on {} {}", peer, peers_[static_cast<size_t>(peer)].host, what));
+  std::optional<Loss> silent_peer() const {
+    for (size_t p = 0; p < states_.size(); ++p) {
+      const double silent = since(states_[p].heard);
+      if (static_cast<int>(p) == rank_ || silent < kSuspectSeconds || states_[p].leaving) continue;
+      return Loss{
+          static_cast<int>(p),
+          fmt::format("died or hangs: silent for {:.0f} s when the job was terminated", silent),
+          false};
+    }
+    return std::nullopt;
+  }
+
+  void lost(const Loss& loss) {
+    if (loss.peer == 0 && loss.sure) leader_lost_ = true;
+    interrupt_.raise(ExitCode::kLostPeer,
+                     fmt::format("rank {} on {} {}", loss.peer,
+                                 peers_[static_cast<size_t>(loss.peer)].host, loss.what));
   }
 
   void watch_signals() {
@@ -335,14 +364,10 @@ class MpiWatchdog final : public Watchdog {
       return;
     }
     // mpirun terminates everybody when a rank dies: name the dead one if it was on this host.
-    if (!paused_ && blame_the_dead()) return;
-    for (size_t p = 0; p < states_.size(); ++p) {
-      const double silent = since(states_[p].heard);
-      if (static_cast<int>(p) == rank_ || silent < kSuspectSeconds || states_[p].leaving) continue;
-      return lost(
-          static_cast<int>(p),
-          fmt::format("died or hangs: silent for {:.0f} s when the job was terminated", silent));
-    }
+    auto loss = paused_ ? std::nullopt : dead_peer();
+    if (!loss) loss = silent_peer();
+    if (notice_own_pause()) return;  // the next turn hears first what the others said meanwhile
+    if (loss) return lost(*loss);
     interrupt_.raise(ExitCode::kLostPeer,
                      "terminated (SIGTERM): a rank was lost, or the job was cancelled");
   }
@@ -400,7 +425,7 @@ class MpiWatchdog final : public Watchdog {
   std::vector<PeerState> states_;  // rank 0: of every rank; others: [0] is rank 0's
   std::list<Send> sends_;
   Clock::time_point next_beat_ = Clock::now();
-  Clock::time_point last_turn_ = Clock::now();
+  Clock::time_point last_look_ = Clock::now();
   std::sig_atomic_t stops_seen_ = 0;
   std::optional<Clock::time_point> stop_taken_;  // rank 0
   bool paused_ = false;  // ever: the dead may then be dead because of this rank

@@ -132,7 +132,8 @@ submit() {  # sbatch's options… -- the script's arguments
 }
 
 # A run of `ranks` ranks in the job's allocation; each attempt of a requeued job has its own folder
-# under `base`, and an accuracy run goes on from the newest journal there. Sets `code` and `out`.
+# under `base`, and an accuracy run goes on from the newest journal there. Sets `code`, `out` and what
+# `leave` looks at.
 run_attempt() {  # base ranks drover's options…
   local base=$1 ranks=$2 attempt=${SLURM_RESTART_COUNT:-0} mode earlier="" known=0 i
   shift 2
@@ -159,7 +160,7 @@ run_attempt() {  # base ranks drover's options…
   if [[ $code -ne 0 && ! -e $out/result.json && -s $out/accuracy/journal.jsonl ]]; then
     echo "$script: the run could not write its result; its finished samples are kept: --mode accuracy --resume $out" >&2
   fi
-  if [[ $warned -eq 1 && $code -eq 5 && $mode == *accuracy* ]]; then go_on "$known"; fi
+  if [[ $warned -eq 1 && $code -eq 5 && $mode == *accuracy* ]]; then look_back "$known"; fi
 }
 
 # Sends signals on: Slurm warns the batch script (--signal=B:USR1@…), run.sh and srun tell the ranks.
@@ -184,18 +185,25 @@ launch() {  # ranks drover's arguments…
   trap - USR1 TERM
 }
 
-# Warned in an accuracy pass: back into the queue, unless this attempt brought nothing.
-go_on() {  # samples that were known before
+# Warned in an accuracy pass: it is to go on in the next attempt, unless this one brought nothing.
+look_back() {  # samples that were known before
   local journal=$out/accuracy/journal.jsonl
   if [[ ! -s $journal || $(wc -l <"$journal") -le $1 ]]; then
     echo "$script: this attempt finished no further sample: not requeued; give it more time" >&2
     return
   fi
-  if scontrol requeue "$SLURM_JOB_ID"; then
-    echo "$script: $(wc -l <"$journal") samples are finished; requeued, the next attempt goes on from them" >&2
-  else
-    echo "$script: Slurm refuses to requeue; go on by hand: --mode accuracy --resume $out" >&2
+  unfinished=$out
+  echo "$script: $(wc -l <"$journal") samples are finished; back into the queue, the next attempt goes on from them" >&2
+}
+
+# The attempt from which the next one is to go on.
+unfinished=""
+# The last line of a job's script: Slurm may end the script as soon as the job is requeued.
+leave() {  # exit code
+  if [[ -n $unfinished ]] && ! scontrol requeue "$SLURM_JOB_ID"; then
+    echo "$script: Slurm refuses to requeue; go on by hand: --mode accuracy --resume $unfinished" >&2
   fi
+  exit "$1"
 }
 
 # One line of a table for each run that ended; several jobs may write to it.

@@ -58,7 +58,7 @@ struct Message {
 struct Loss {
   int peer;
   std::string what;
-  bool sure = true;
+  bool sure = true;  // of rank 0: its verdict is not waited for
 };
 
 struct PeerState {

@@ -109,7 +109,7 @@ def test_warned_requeued_resumed(slurm, tmp_path):
     log = json.loads((tmp_path / "out/attempt-1/accuracy/mlperf_log_accuracy.json").read_text())
     assert sorted(e["qsl_idx"] for e in log) == list(range(SAMPLES))
     assert all(e["token_count"] == 64 for e in log)
-    assert "requeued, the next attempt goes on" in job.text()
+    assert f"{known} samples are finished; back into the queue, the next attempt" in job.text()
 
 
 def test_a_performance_run_is_not_requeued(slurm, tmp_path):

@@ -8,29 +8,29 @@
 // Decode: a block has the query heads of one row and KV head (8 or 16 of them). Its warps take
 // tiles in turn, each with a ring of slots of its own that cp.async fills a tile ahead; results
 // meet in shared memory. When blocks are few, spans go to blocks of their own (grid.z), results to
-// the workspace, and the last block joins them in the same order. Prefill: a block has 64 query
-// vectors (rows times heads of a group), 16 a warp, and all warps read the same ring.
+// the workspace, and the last block joins them in the same order. When contexts are many, blocks go
+// from one to the next (attention_many.cuh). Prefill: a block has 64 query vectors (rows times
+// heads of a group), 16 a warp, and all warps read the same ring.
 //
 // Bytes: keys and values of the context once for each row (decode) or 64 query vectors, scales too:
 // with FP8 pages 2 * (D + 4) a token and KV head.
 //
-// Measured on an H100 (copy 3,012 GB/s), FP8, 8 KV heads with 8 query heads of 128 each:
-//   decode  256 x 512 tokens    2,511 GB/s (83 %)     1,024 x 400     2,503 (83 %)
-//           64 x 2,048          2,287 (76 %)          16 x 1,024      1,667 (55 %)
-//           1 x 8,192           1,178 (39 %: 14.7 us, latencies one after the other)
-//   prefill 4 x 512 rows after 1,536 tokens 116 TFLOP/s, 8 x 512 rows from the start 92
-// On an H200 (4,250 GB/s): 256 x 512 78 %, 1,024 x 400 78 % (three blocks; 70 with two), 1,400 x
-// 210 64 % (56). Versions, there: three blocks of decode a multiprocessor 79 % at 256 x 512 (5.2
-// rounds of blocks take 6). Spans of 256 tokens, all of grid.z taking part: 34 % at 1 x 8,192.
-// Prefill with a span's results in registers 103 and 61 TFLOP/s (spills), in shared memory with
-// three blocks 67 and 42 (more spills). Before, on an H200, fragments straight from global memory:
-// 38 % at 256 x 512, 44 % at 64 x 2,048, 14 % at 1 x 8,192, 69 TFLOP/s.
+// Measured on an H200 (copy 4,250 GB/s), FP8, 8 KV heads with 8 query heads of 128 each:
+//   decode  256 x 512 tokens    --       1,024 x 400     --       1,400 x 210     --
+//           64 x 2,048          --       16 x 1,024      --
+//           1 x 8,192           -- (latencies one after the other)
+// On an H100 (3,012 GB/s), before blocks that stay and the ring of runs: decode 83 % at 256 x 512
+// and 1,024 x 400, 76 at 64 x 2,048, 55 at 16 x 1,024, 39 at 1 x 8,192; prefill 116 TFLOP/s with 4
+// x 512 rows after 1,536 tokens, 92 with 8 x 512 from the start. Versions, on an H200: spans of 256
+// tokens, all of grid.z taking part: 34 % at 1 x 8,192. Prefill with a span's results in registers
+// 103 and 61 TFLOP/s (spills), in shared memory with three blocks 67 and 42 (more spills). Before,
+// fragments straight from global memory: 38 % at 256 x 512, 44 % at 64 x 2,048, 14 % at 1 x 8,192,
+// 69 TFLOP/s.
 #pragma once
 
 #include <algorithm>
 
-#include "backend/cuda/attention_ring.cuh"
-#include "backend/cuda/dependent_launch.cuh"
+#include "backend/cuda/attention_many.cuh"
 
 namespace drover::cuda {
 
@@ -40,137 +40,9 @@ void hopper_prefill(const attention_detail::AttentionArgs& a, const Workspace& w
 
 namespace attention_detail {
 
-// Sizes of decode's block: warps, and slots of each.
-template <int D, int TYPE, int H>
-struct DecodeShape {
-  static constexpr int kSlot = Slot<D, TYPE>::kBytes;
-  static constexpr int kBudget = (TYPE == kKvFp8 && H == 1 && D <= 128 ? 64 : 32) * 1024;
-  static constexpr int kFit = kBudget / (2 * kSlot);
-  static constexpr int kWarps = kFit >= 4 ? 4 : kFit >= 2 ? 2 : H;
-  static constexpr int kSlots = kWarps * 4 * kSlot <= kBudget ? 4 : 2;
-  static constexpr int kRowsOfResult = 2 * H * (D / 8);  // of 32 lanes each
-  // Outputs lie in the slot that was read last where they fit.
-  static constexpr bool kInSlot = kRowsOfResult * 128 <= kSlot;
-  static constexpr int kOutputs = kInSlot ? 0 : kRowsOfResult * 32;  // floats
-  static constexpr int kVectors = 8 * H;
-  using DecodeRing = Ring<D, TYPE, kSlots, 32>;
-  static constexpr int kOfWarp = DecodeRing::kBytes + (kOutputs + 3 * kVectors) * 4;
-  static constexpr int kBytes = kWarps * kOfWarp;
-  static_assert(kBytes <= 99 * 1024, "more than sm_86 has");
-  // A warp's memory: its ring, top, sum and unit of its vectors, outputs.
-  __device__ static float* of_vectors(uint8_t* memory, int warp) {
-    return reinterpret_cast<float*>(memory + warp * kOfWarp + DecodeRing::kBytes);
-  }
-  __device__ static float* outputs(uint8_t* memory, int warp) {
-    return kInSlot ? reinterpret_cast<float*>(memory + warp * kOfWarp + 3 % kSlots * kSlot)
-                   : of_vectors(memory, warp) + 3 * kVectors;
-  }
-};
-
-// A tile's result in shared memory: rows of 32 lanes, row (2 h + e) * D/8 + f of vector 8 h + 2 t +
-// e and feature g * D/8 + f, so that a thread of Merged has consecutive features of a vector.
-template <int D, int TYPE, int H>
-__device__ void put(const Tile<D, TYPE, H>& tile, float* outputs, float* of_vectors) {
-  constexpr int kOut = D / 8, kVectors = 8 * H;
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int h = 0; h < H; ++h)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-#pragma unroll
-      for (int f = 0; f < kOut; ++f)
-        outputs[((2 * h + e) * kOut + f) * 32 + lane] = tile.o[f / 2][h][f % 2 * 2 + e];
-      if (lane >= 4) continue;
-      float* of_vector = of_vectors + 8 * h + 2 * lane + e;
-      of_vector[0] = tile.top[h][e];
-      of_vector[kVectors] = tile.sum[h][e];
-      of_vector[2 * kVectors] = tile.unit[h][e];
-    }
-}
-
-// What a block has joined so far, each thread its rows of the results.
-template <int D, int TYPE, int H>
-struct Merged {
-  using Shape = DecodeShape<D, TYPE, H>;
-  static constexpr int kOut = D / 8, kVectors = 8 * H;
-  static constexpr int kThreads = 32 * Shape::kWarps;
-  static constexpr int kOwn = Shape::kRowsOfResult / Shape::kWarps;
-  static constexpr int kGroups = kOwn > kOut ? kOwn / kOut : 1, kOfGroup = kOwn / kGroups;
-  static constexpr int kPartial = kThreads * (kOwn + 2 * kGroups);
-
-  float o[kGroups][kOfGroup], top[kGroups], sum[kGroups];
-
-  __device__ static int row(int group) {
-    return static_cast<int>(threadIdx.x) / 32 * kOwn + group * kOfGroup;
-  }
-  __device__ static int vector(int group) {
-    const int pair = row(group) / kOut;
-    return pair / 2 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + pair % 2;
-  }
-  __device__ static int feature(int group) {
-    return static_cast<int>(threadIdx.x) % 32 / 4 * kOut + row(group) % kOut;
-  }
-  __device__ void clear() {
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      top[i] = -INFINITY, sum[i] = 0;
-#pragma unroll
-      for (float& x : o[i]) x = 0;
-    }
-  }
-  __device__ void add(const float* outputs, const float* of_vectors) {
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      const float* of_vector = of_vectors + vector(i);
-      const Join both =
-          join(top[i], sum[i], of_vector[0], of_vector[kVectors], of_vector[2 * kVectors]);
-      const float* from = outputs + row(i) * 32 + static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-      for (int n = 0; n < kOfGroup; ++n) o[i][n] = both(o[i][n], from[n * 32]);
-    }
-  }
-  __device__ void add(const Merged& part) {
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      const Join both = join(top[i], sum[i], part.top[i], part.sum[i], 1.0f);
-#pragma unroll
-      for (int n = 0; n < kOfGroup; ++n) o[i][n] = both(o[i][n], part.o[i][n]);
-    }
-  }
-  // Every float of this thread's, in an order of its own.
-  template <typename F>
-  __device__ void each(const F& f) {
-    int at = threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-#pragma unroll
-      for (float& x : o[i]) f(x, at), at += kThreads;
-      f(top[i], at), at += kThreads;
-      f(sum[i], at), at += kThreads;
-    }
-  }
-};
-
-// N consecutive features, N a power of two.
-template <int N>
-__device__ inline void put_features(const float (&o)[N], float inverse, Bf16* to) {
-  constexpr int kWide = N < 8 ? N : 8;
-#pragma unroll
-  for (int n = 0; n < N; n += kWide) {
-    struct alignas(2 * kWide) {
-      Bf16 x[kWide];
-    } pack_of;
-#pragma unroll
-    for (int i = 0; i < kWide; ++i)
-      pack_of.x[i] = __float2bfloat16_rn(__fmul_rn(o[n + i], inverse));
-    *reinterpret_cast<decltype(pack_of)*>(to + n) = pack_of;
-  }
-}
-
-// Block (row and part of the group's heads, KV head, part of the spans); BLOCKS of them a
-// multiprocessor.
-template <int D, int TYPE, int H, int BLOCKS>
-__global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, BLOCKS)
+// Block (row and part of the group's heads, KV head, part of the spans).
+template <int D, int TYPE, int H, bool RUNS>
+__global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, 2)
     decode_kernel(const __grid_constant__ AttentionArgs a) {
   using Shape = DecodeShape<D, TYPE, H>;
   using Result = Merged<D, TYPE, H>;
@@ -206,7 +78,7 @@ __global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, BLOCKS)
   // Of the blocks that the page table would have work for, those that the context has.
   const int parts = min(static_cast<int>(gridDim.z), spans);
   if (static_cast<int>(blockIdx.z) >= parts) return dependency_wait();
-  typename Shape::DecodeRing ring{memory + warp * Shape::kOfWarp};
+  typename Shape::template DecodeRing<RUNS> ring{memory + warp * Shape::kOfWarp};
   int span = blockIdx.z;
   // Tokens of earlier steps may be fetched already; this step's is what is waited for.
   const int first_tile = span * kSpanTiles + warp;
@@ -239,7 +111,7 @@ __global__ void __launch_bounds__(DecodeShape<D, TYPE, H>::kWarps * 32, BLOCKS)
       if (tile < tiles) {
         int next = tile + kWarps;
         if (next >= (span + 1) * kSpanTiles) next += (parts - 1) * kSpanTiles;
-        ring.pass(a, context, tile, next < tiles ? next : -1, queries, true, work);
+        ring.pass(a, context, tile, context, next < tiles ? next : -1, queries, true, work, [] {});
         __syncwarp();  // outputs may lie where all lanes have just read values
         put<D, TYPE, H>(work, Shape::outputs(memory, warp), Shape::of_vectors(memory, warp));
       }
@@ -383,7 +255,8 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
           for (int i = 0; i < 2 * H * kOut; ++i) span[i * 32] = 0;
         }
         const bool needed = tile * kTileTokens <= queries.last;
-        ring.pass(a, context, tile, tile + 1 < tiles ? tile + 1 : -1, queries, needed, work);
+        ring.pass(a, context, tile, context, tile + 1 < tiles ? tile + 1 : -1, queries, needed,
+                  work, [] {});
         if (!needed) continue;
 #pragma unroll
         for (int h = 0; h < H; ++h)
@@ -437,13 +310,12 @@ __global__ void __launch_bounds__(kPrefillWarps * 32, 2)
   }
 }
 
-template <int D, int TYPE, int H, int BLOCKS = 2>
+template <int D, int TYPE, int H, bool RUNS = false>
 void launch_decode(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   using Shape = DecodeShape<D, TYPE, H>;
   constexpr int kPartial = Merged<D, TYPE, H>::kPartial;
-  [[maybe_unused]] static const cudaError_t raised =
-      cudaFuncSetAttribute(decode_kernel<D, TYPE, H, BLOCKS>,
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
+  [[maybe_unused]] static const cudaError_t raised = cudaFuncSetAttribute(
+      decode_kernel<D, TYPE, H, RUNS>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
   a.head_blocks = (a.group + 8 * H - 1) / (8 * H);
   const int64_t blocks = int64_t{a.end_row - a.first_row} * a.head_blocks * a.cache.kv_heads;
   // The longest context that the page table has room for. Enough blocks for three rounds of two a
@@ -458,7 +330,7 @@ void launch_decode(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   a.partials = work.partials, a.counters = work.counters;
   const dim3 grid(static_cast<unsigned>((a.end_row - a.first_row) * a.head_blocks),
                   static_cast<unsigned>(a.cache.kv_heads), static_cast<unsigned>(parts));
-  launch_dependent(decode_kernel<D, TYPE, H, BLOCKS>, grid, 32 * Shape::kWarps, Shape::kBytes, s, 1,
+  launch_dependent(decode_kernel<D, TYPE, H, RUNS>, grid, 32 * Shape::kWarps, Shape::kBytes, s, 1,
                    a);
 }
 
@@ -477,7 +349,8 @@ void launch_prefill(AttentionArgs a, cudaStream_t s) {
 }
 
 // The variants that there are: sixteens of vectors up to heads of 128 features, eights above; for
-// FP8 decode of groups of up to 8 heads of 64 and 128, eights too.
+// FP8 decode of groups of up to 8 heads of 64 and 128, eights too, with the ring of whole runs
+// where pages have them.
 template <int D, int TYPE>
 void launch_type(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   constexpr int kEights = D <= 128 ? 2 : 1;
@@ -494,15 +367,11 @@ void launch_type(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   a.first_row = decode_begin, a.end_row = a.rows.rows;
   if constexpr (TYPE == kKvFp8 && (D == 64 || D == 128))
     if (a.group <= 8) {
-      // A third block a multiprocessor hides latencies: a round of three takes 1.28 to 1.37 times
-      // as long as one of two (H200). Rounds are coarser, so where there are few it may lose.
-      const int64_t blocks = int64_t{a.rows.decode_rows} * a.cache.kv_heads,
-                    m = work.multiprocessors;
-      const int64_t of_two = (blocks + 2 * m - 1) / (2 * m),
-                    of_three = (blocks + 3 * m - 1) / (3 * m);
-      if (of_two > 8 && of_three * 135 < of_two * 100)
-        return launch_decode<D, TYPE, 1, 3>(a, work, s);
-      return launch_decode<D, TYPE, 1>(a, work, s);
+      if (a.page_shift < 4) return launch_decode<D, TYPE, 1>(a, work, s);
+      const int64_t contexts = int64_t{a.rows.decode_rows} * a.cache.kv_heads;
+      // Two for each of three blocks a multiprocessor; fewer may be split into spans.
+      if (contexts >= int64_t{6} * work.multiprocessors) return launch_many<D, TYPE>(a, work, s);
+      return launch_decode<D, TYPE, 1, true>(a, work, s);
     }
   launch_decode<D, TYPE, kEights>(a, work, s);
 }

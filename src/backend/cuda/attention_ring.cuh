@@ -37,6 +37,14 @@ struct Context {
     const int page = page_shift >= 0 ? t >> page_shift : t / page_tokens;
     return (__ldg(pages + page) * kv_heads + kv_head) * page_tokens + (t - page * page_tokens);
   }
+  // The same in two steps where page_shift is there: a token's page, then its vector there.
+  __device__ int page(int token) const {
+    return __ldg(pages + (min(token, length - 1) >> page_shift));
+  }
+  __device__ int vector_of(int page, int token) const {
+    const int t = min(token, length - 1);
+    return ((page * kv_heads + kv_head) << page_shift) + (t & ((1 << page_shift) - 1));
+  }
   __device__ int tiles() const { return (length + kTileTokens - 1) / kTileTokens; }
 };
 __device__ inline Context context_of(const AttentionArgs& a, int slot, int last) {
@@ -51,8 +59,11 @@ __device__ inline Context context_of(const AttentionArgs& a, int slot, int last)
 // SLOTS slots that a team of THREADS (a warp, or the block) fills with the parts of its tiles in
 // order: keys of tokens 0 to 31, of 32 to 63, then their values. Scales come with a tile's first
 // part, for this tile and the next.
-template <int D, int TYPE, int SLOTS, int THREADS>
+// RUNS: pages are of 16 tokens or a larger power of two, so that 16 tokens lie together, and
+// queries are of one position. That takes a fifth of a tile's instructions away.
+template <int D, int TYPE, int SLOTS, int THREADS, bool RUNS = false>
 struct Ring {
+  static_assert(!RUNS || (THREADS == 32 && TYPE == kKvFp8 && D >= 64 && D <= 128));
   using S = Slot<D, TYPE>;
   static constexpr int kScales = 4 * kSlotRows;  // of a tile, by part
   static constexpr int kBytes = SLOTS * S::kBytes + (TYPE == kKvFp8 ? 2 * kScales * 4 : 0);
@@ -71,11 +82,16 @@ struct Ring {
   }
   __device__ static void find(const Context& c, int tile, int (&vector)[2]) {
     const int token = tile * kTileTokens + static_cast<int>(threadIdx.x) % 32;
-    vector[0] = c.vector(token), vector[1] = c.vector(token + kSlotRows);
+    if constexpr (RUNS)
+      vector[0] = c.vector_of(c.page(token), token),
+      vector[1] = c.vector_of(c.page(token + kSlotRows), token + kSlotRows);
+    else
+      vector[0] = c.vector(token), vector[1] = c.vector(token + kSlotRows);
   }
   // Tokens past the end become zeros.
   __device__ void fill(const AttentionArgs& a, const Context& c, int tile, int of_turn, int part,
                        const int (&vectors)[2]) const {
+    if constexpr (RUNS) return fill_runs(a, c, tile, of_turn, part, vectors);
     constexpr int kPieces = kSlotRows * S::kChunks;
     const int lane = threadIdx.x % 32, begin = tile * kTileTokens;
     const int thread = THREADS == 32 ? lane : static_cast<int>(threadIdx.x);
@@ -107,10 +123,45 @@ struct Ring {
                        : "memory");
     }
   }
+  __device__ static void copy(uint32_t to, const void* from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
+  }
+  __device__ void fill_runs(const AttentionArgs& a, const Context& c, int tile, int of_turn,
+                            int part, const int (&vectors)[2]) const {
+    constexpr int kRows = 32 / S::kChunks;  // that the warp copies at a time
+    const int lane = threadIdx.x % 32, begin = tile * kTileTokens;
+    const int first = lane / S::kChunks, chunk = lane % S::kChunks;
+    const int left = c.length - begin - part % 2 * kSlotRows - first;
+    const auto* pool = static_cast<const uint8_t*>(part < 2 ? a.cache.k : a.cache.v) + chunk * 16;
+    const uint32_t to = shared(slot(part)) + first * S::kRowBytes;
+#pragma unroll
+    for (int run = 0; run < kSlotRows; run += 16) {
+      const int64_t vector = __shfl_sync(~0u, vectors[part % 2], run + first);
+      const uint8_t* from = pool + vector * S::kRowBytes;
+#pragma unroll
+      for (int row = run; row < run + 16; row += kRows) {
+        const int at =
+            part < 2 ? S::key_chunk(first, chunk) : S::value_chunk(row % 8 + first, chunk);
+        copy(to + row * S::kRowBytes + at * 16, from + (row - run) * S::kRowBytes,
+             row < left ? 16 : 0);
+      }
+    }
+    if (part != 0) return;
+    // Scales of four tokens a lane, of the keys and then of the values; past the end they may be
+    // any.
+    const int token = lane % 16 * 4;
+    const int low = __shfl_sync(~0u, vectors[0], token % 32),
+              high = __shfl_sync(~0u, vectors[1], token % 32);
+    copy(shared(scales(of_turn, 0)) + lane * 16,
+         (lane < 16 ? a.cache.k_scale : a.cache.v_scale) + (token < 32 ? low : high),
+         begin + token < c.length ? 16 : 0);
+  }
   __device__ static void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
   __device__ static void wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(SLOTS - 1) : "memory");
   }
+  __device__ static void wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
   __device__ static void sync() {
     if constexpr (THREADS == 32)
       __syncwarp();
@@ -127,41 +178,78 @@ struct Ring {
   }
 
   template <int PART, int H>
-  __device__ void step(const AttentionArgs& a, const Context& c, int tile, int next,
-                       const int (&after)[2], const Queries<H>& queries, bool work,
-                       Tile<D, TYPE, H>& t, float (&up)[H][2]) const {
+  __device__ void step(const AttentionArgs& a, const Context& c, int tile, const Context& of_next,
+                       int next, const int (&after)[2], const Queries<H>& queries, bool work,
+                       Tile<D, TYPE, H>& t, float (&up)[H][2], Unit& seen) const {
     constexpr int kAhead = PART + SLOTS - 1;
     const int begin = tile * kTileTokens, half_begin = begin + PART % 2 * kSlotRows;
     sync();  // all have read the slot that is filled now
     if constexpr (kAhead < 4)
       fill(a, c, tile, turn, kAhead, vector);
     else if (next >= 0)
-      fill(a, c, next, turn ^ 1, kAhead - 4, after);
+      fill(a, of_next, next, turn ^ 1, kAhead - 4, after);
     commit();
     wait();
     sync();
     if (!work) return;
-    if constexpr (PART < 2)
-      t.template scores<PART>(slot(PART), scales(turn, PART), half_begin, queries);
+    if constexpr (RUNS && PART == 0)
+      seen = t.unit_of(scales(turn, 2), scales(turn, 3), begin, queries.last);
+    if constexpr (RUNS && PART == 2) t.add_up();
+    // A half past all positions gives nothing.
+    const bool dark = RUNS && PART % 2 == 1 && half_begin > queries.last;
+    if constexpr (PART < 2) {
+      if (!dark) {
+        t.template scores<PART>(slot(PART), scales(turn, PART), half_begin, queries);
+      } else {
+#pragma unroll
+        for (int n = 2; n < 4; ++n)
+#pragma unroll
+          for (int h = 0; h < H; ++h)
+#pragma unroll
+            for (float& x : t.s[n][h]) x = -INFINITY;
+      }
+    }
     if constexpr (PART == 1) {
       t.softmax();
-      if constexpr (TYPE == kKvFp8)
+      if constexpr (!RUNS) t.add_up();
+      if constexpr (TYPE == kKvFp8 && !RUNS)
         t.choose_units(scales(turn, 2), scales(turn, 3), begin, queries, up);
+      if constexpr (RUNS)
+#pragma unroll
+        for (int h = 0; h < H; ++h)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) up[h][e] = seen.up, t.unit[h][e] = seen.down;
     }
     if constexpr (PART >= 2)
-      t.template values<PART - 2>(slot(PART), scales(turn, PART), half_begin, queries, up);
+      if (!dark)
+        t.template values<PART - 2>(slot(PART), scales(turn, PART), half_begin, queries, up);
   }
-  // A tile, and the first parts of `next` (-1: none). work: does this warp's part need the tile.
-  template <int H>
-  __device__ void pass(const AttentionArgs& a, const Context& c, int tile, int next,
-                       const Queries<H>& queries, bool work, Tile<D, TYPE, H>& t) {
-    int after[2] = {0, 0};
-    if (next >= 0) find(c, next, after);
+  // A tile, and the first parts of `next` (-1: none), which may be of another context. work: does
+  // this warp's part need the tile. middle() is called under way.
+  template <int H, typename F>
+  __device__ void pass(const AttentionArgs& a, const Context& c, int tile, const Context& of_next,
+                       int next, const Queries<H>& queries, bool work, Tile<D, TYPE, H>& t,
+                       const F& middle) {
+    int after[2] = {0, 0}, pages[2] = {0, 0};
+    // Their pages are asked for here, and waited for when the first half has its scores.
+    if constexpr (RUNS) {
+      const int token = next * kTileTokens + static_cast<int>(threadIdx.x) % 32;
+      if (next >= 0) pages[0] = of_next.page(token), pages[1] = of_next.page(token + kSlotRows);
+    } else if (next >= 0) {
+      find(of_next, next, after);
+    }
     float up[H][2] = {};
-    step<0>(a, c, tile, next, after, queries, work, t, up);
-    step<1>(a, c, tile, next, after, queries, work, t, up);
-    step<2>(a, c, tile, next, after, queries, work, t, up);
-    step<3>(a, c, tile, next, after, queries, work, t, up);
+    Unit seen{};  // RUNS: of all vectors
+    step<0>(a, c, tile, of_next, next, after, queries, work, t, up, seen);
+    if constexpr (RUNS) {
+      const int token = next * kTileTokens + static_cast<int>(threadIdx.x) % 32;
+      after[0] = of_next.vector_of(pages[0], token);
+      after[1] = of_next.vector_of(pages[1], token + kSlotRows);
+    }
+    step<1>(a, c, tile, of_next, next, after, queries, work, t, up, seen);
+    middle();
+    step<2>(a, c, tile, of_next, next, after, queries, work, t, up, seen);
+    step<3>(a, c, tile, of_next, next, after, queries, work, t, up, seen);
     vector[0] = after[0], vector[1] = after[1];
     turn ^= 1;
   }

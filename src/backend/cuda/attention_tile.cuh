@@ -270,7 +270,8 @@ struct Tile {
     }
   }
 
-  // Probabilities (not divided by their sum), and top and sum of the tile. Ready for values().
+  // Probabilities (not divided by their sum), top of the tile, and of its sum what is the lane's.
+  // Ready for values().
   __device__ void softmax() {
 #pragma unroll
     for (int h = 0; h < H; ++h)
@@ -287,7 +288,6 @@ struct Tile {
 #pragma unroll
           for (int i = e; i < 4; i += 2)
             total += s[n][h][i] = power_of_two(__fsub_rn(s[n][h][i], base));
-        for (int i = 4; i < 32; i *= 2) total += __shfl_xor_sync(~0u, total, i);
         top[h][e] = m, sum[h][e] = total, unit[h][e] = 1.0f;
       }
 #pragma unroll
@@ -298,23 +298,31 @@ struct Tile {
         for (int i = 0; i < 4; ++i) o[j][h][i] = 0;
   }
 
-  // The unit of probability * scale, of the scales that a query sees: of positions only. low, high:
-  // scales of the tile's halves.
+  // The sum of the tile, after softmax().
+  __device__ void add_up() {
+#pragma unroll
+    for (int h = 0; h < H; ++h)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        for (int i = 4; i < 32; i *= 2) sum[h][e] += __shfl_xor_sync(~0u, sum[h][e], i);
+  }
+
+  // The unit of probability * scale, of the scales that a query sees: of its position only. low,
+  // high: scales of the tile's halves.
+  __device__ static Unit unit_of(const float* low, const float* high, int begin, int position) {
+    const int lane = threadIdx.x % 32;
+    float m = fmaxf(begin + lane <= position ? low[lane] : 0.0f,
+                    begin + kSlotRows + lane <= position ? high[lane] : 0.0f);
+    for (int i = 1; i < 32; i *= 2) m = fmaxf(m, __shfl_xor_sync(~0u, m, i));
+    return unit_for(m);
+  }
   __device__ void choose_units(const float* low, const float* high, int begin,
                                const Queries<H>& queries, float (&up)[H][2]) {
-    const int lane = threadIdx.x % 32;
-    const float x = low[lane], y = high[lane];
-    const auto largest = [&](int position) {
-      float m = fmaxf(begin + lane <= position ? x : 0.0f,
-                      begin + kSlotRows + lane <= position ? y : 0.0f);
-      for (int i = 1; i < 32; i *= 2) m = fmaxf(m, __shfl_xor_sync(~0u, m, i));
-      return unit_for(m);
-    };
     // A warp's vectors are of few rows, whose positions follow each other.
     const int last = begin + kTileTokens - 1 <= queries.first ? queries.first : queries.last;
 #pragma unroll 1
     for (int position = queries.first; position <= last; ++position) {
-      const Unit seen = largest(position);
+      const Unit seen = unit_of(low, high, begin, position);
 #pragma unroll
       for (int h = 0; h < H; ++h)
 #pragma unroll

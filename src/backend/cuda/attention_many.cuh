@@ -11,8 +11,6 @@
 // Whichever block a context has, its bits are the same, and those of decode_kernel.
 #pragma once
 
-#include <algorithm>
-
 #include "backend/cuda/attention_block.cuh"
 
 namespace drover::cuda {
@@ -22,11 +20,13 @@ template <int D, int TYPE>
 struct ManyShape : DecodeShape<D, TYPE, 1> {
   using Decode = DecodeShape<D, TYPE, 1>;
   using ManyRing = typename Decode::template DecodeRing<true>;
-  static constexpr int kBlocks = 3;  // a multiprocessor
+  // A multiprocessor. Where fewer fit, the others come when these are through.
+  static constexpr int kBlocks = 3;
   // Queries of two contexts by turns, rows apart so that they do not meet in a bank.
   static constexpr int kQueryRow = D * 2 + 16, kQueries = 8 * kQueryRow;
   static constexpr int kBytes = Decode::kBytes + 2 * kQueries;
   static_assert(kSpanTiles % Decode::kWarps == 0);
+  static_assert(kBytes <= 99 * 1024, "more than sm_86 has");
   __device__ static uint8_t* queries(uint8_t* memory, int item) {
     return memory + Decode::kBytes + item % 2 * kQueries;
   }
@@ -200,18 +200,11 @@ __global__ void __launch_bounds__(ManyShape<D, TYPE>::kWarps * 32, ManyShape<D, 
 template <int D, int TYPE>
 void launch_many(AttentionArgs a, const Workspace& work, cudaStream_t s) {
   using Shape = ManyShape<D, TYPE>;
-  constexpr int kThreads = 32 * Shape::kWarps;
-  // As many as run at once: others would begin when all is drawn.
-  static const int blocks_each = [] {
-    const auto kernel = many_decode_kernel<D, TYPE>;
-    int n = 0;
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, kernel, kThreads, Shape::kBytes);
-    return std::clamp(n, 1, Shape::kBlocks);
-  }();
+  [[maybe_unused]] static const cudaError_t raised = cudaFuncSetAttribute(
+      many_decode_kernel<D, TYPE>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
   a.counters = work.counters;
   launch_dependent(many_decode_kernel<D, TYPE>,
-                   static_cast<unsigned>(blocks_each * work.multiprocessors), kThreads,
+                   static_cast<unsigned>(Shape::kBlocks * work.multiprocessors), 32 * Shape::kWarps,
                    Shape::kBytes, s, 1, a);
 }
 

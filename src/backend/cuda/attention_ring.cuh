@@ -60,7 +60,8 @@ __device__ inline Context context_of(const AttentionArgs& a, int slot, int last)
 // order: keys of tokens 0 to 31, of 32 to 63, then their values. Scales come with a tile's first
 // part, for this tile and the next.
 // RUNS: pages are of 16 tokens or a larger power of two, so that 16 tokens lie together, and
-// queries are of one position. That takes a fifth of a tile's instructions away.
+// queries are of one position. That and what follows from it saves an eighth of a tile's
+// instructions.
 template <int D, int TYPE, int SLOTS, int THREADS, bool RUNS = false>
 struct Ring {
   static_assert(!RUNS || (THREADS == 32 && TYPE == kKvFp8 && D >= 64 && D <= 128));

@@ -1,7 +1,6 @@
 // Hopper linears: repacking at load, the choice of a configuration, the launch.
 #include <algorithm>
 #include <cstdio>
-#include <span>
 
 #include "backend/cuda/hopper_kernel.cuh"
 #include "backend/cuda/hopper_split.h"
@@ -176,8 +175,9 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
 // launch came while a norm still ran on another (gate_up of one row 104 us, else 83). bf16 inputs
 // want two blocks, to unpack in time (M = 1 0.182 ms, else 0.194).
 // Many tokens of e4m3: the time of a tile's block of columns beside that of 128 tokens is told
-// below. Clusters of two pay from 640 tokens on (bursts, 512: 0.84 ms alone, 0.88 in clusters;
-// 1,024: 1.82 and 1.75), as do tiles of 256 (0.89; 1.57).
+// below, as it is under load, where what is unpacked for 256 tokens pays (H200, 512 rows: 0.82 ms
+// in tiles of 256, 0.90 of 128 in clusters, 0.92 without; 256 rows 0.448, 0.466, 0.469; bursts from
+// a cool chip say otherwise).
 HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work) {
   HopperVariant v;
   v.tokens = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
@@ -188,10 +188,9 @@ HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace
       HopperVariant variant;
       double of_tile;  // time of a block of columns
     };
-    static constexpr Way kFew[] = {{{128, 1}, 1}, {{160, 1}, 1.12}};
-    static constexpr Way kMany[] = {{{128, 2}, 1}, {{160, 2}, 1.105}, {{256, 1}, 1.79}};
+    static constexpr Way kWays[] = {{{128, 2}, 1}, {{160, 2}, 1.105}, {{256, 1}, 1.79}};
     HopperConfig best;
-    for (const Way& way : rows <= 640 ? std::span<const Way>(kFew) : std::span<const Way>(kMany)) {
+    for (const Way& way : kWays) {
       HopperConfig c = plan_hopper(w, rows, work, way.variant);
       c.blocks *= way.of_tile;
       if (best.workers == 0 || c.blocks < best.blocks) best = c;

@@ -7,7 +7,8 @@
 //   hopper_linear_bench sustained [M...]  variants for 3 s each: the chip at its power limit
 //   hopper_linear_bench library [M...]    cuBLASLt alone for 3 s each
 // DROVER_BENCH_FILTER keeps the variants it names ("128x160 c2 p1", with commas) and leaves the
-// library and check's larger shapes out, DROVER_BENCH_FP8=1 leaves W4A16 out, DROVER_BENCH_SECONDS is in place of 3.
+// library and check's larger shapes out, DROVER_BENCH_FP8=1 leaves W4A16 out, DROVER_BENCH_SECONDS
+// is in place of 3.
 #include <cublasLt.h>
 
 #include <algorithm>

@@ -48,8 +48,8 @@
 //
 // Under load (700 W; clocks of 1,300 to 1,500 MHz; ms, in brackets cuBLASLt with FP8 weights in the
 // same run), split as before: M = 256 0.487 (0.447), 512 0.898 (0.785), 1,024 1.662 (1.496), 2,048
-// 3.213 (3.057); on an H200 as now 0.449 (0.413), 0.830 (0.762), 1.631 (1.481), 3.248 (2.902), on
-// another 0.448 (0.427), 0.822 (0.784), 768 1.242 (1.125).
+// 3.213 (3.057); on an H200, in tiles of 256 tokens, 0.449 (0.413), 0.830 (0.762), 1.631 (1.481),
+// 3.248 (2.902), on another 0.448 (0.427), 0.822 (0.784), 768 1.242 (1.125).
 //
 // What limits large M: energy. On an H200 tensor cores work two thirds of the time at M = 2,048,
 // cuBLASLt's 84 % at a lower clock; but ways that need fewer cycles and no fewer instructions gain

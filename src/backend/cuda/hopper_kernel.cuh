@@ -17,9 +17,9 @@
 // memory has a block of 128 columns a slot: records of weights as 1D bulk copies, tokens through a
 // tensor map with the 128-byte swizzle, rows past M as zeros (up to 8 tokens of e4m3 by warps,
 // those that there are). A consumer unpacks its next 16 registers of A while wgmma works on the
-// last ones: hopper_steps.cuh, for few tokens of e4m3 hopper_pairs.cuh (two blocks of columns a
-// slot), for many hopper_rounds.cuh and hopper_parts.cuh. In a cluster of two each block fetches
-// half of the tokens for both.
+// last ones: of bf16 hopper_steps.cuh, of up to 16 tokens of e4m3 hopper_pairs.cuh (two blocks of
+// columns a slot), of more hopper_rounds.cuh and of 256 hopper_parts.cuh. In a cluster of two each
+// block fetches half of the tokens for both.
 //
 // A worker (block or cluster) does whole tiles in waves, the token tile running fastest, so that
 // weights come from memory once and tokens stay in L2; tiles left over may be cut by columns
@@ -41,7 +41,7 @@
 //   W4A16 (split before)  3.04
 // The same of W4A8 on an H200, where copies of as many bytes take 0.104: M = 1 0.117, M = 16 0.123
 // (hopper_steps.cuh 0.1325 and 0.134; tokens by the copy engine 0.119 and 0.123, by warps 0.117 and
-// 0.125).
+// 0.125), M = 32 0.1265 (hopper_steps.cuh 0.143), M = 64 0.150.
 //
 // Errors of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
 // |terms| at K = 8192; with bf16 inputs 1e-7.
@@ -76,9 +76,9 @@ namespace drover::cuda::hopper {
 template <typename T>
 struct Kernel {
   using Tile = T;
-  using Few = std::conditional_t<T::kPairs, Pairs<T>, Steps<T>>;
   using Many = std::conditional_t<(T::kTokens == 256), Parts<T>, Rounds<T>>;
-  using Sums = std::conditional_t<T::kUnrolled, Many, Few>;
+  using OfFp8 = std::conditional_t<T::kPairs, Pairs<T>, Many>;
+  using Sums = std::conditional_t<T::kFp8, OfFp8, Steps<T>>;
 
   // One thread. Its time for a slot is latency that nothing hides, so that divisions are a
   // segment's, not a slot's.
@@ -211,7 +211,7 @@ struct Kernel {
     const typename T::Shared sh(shared_address(shared), a.stages);
     const uint32_t rank = T::kCluster > 1 ? cluster_rank() : 0;
     const int worker = static_cast<int>(blockIdx.x) / T::kCluster;
-    if constexpr (T::kUnrolled && T::kCluster == 1) {
+    if constexpr (T::kUnrolled && T::Fixed::kThere) {
       if (sh.x != T::Fixed::kX || sh.empty != T::Fixed::kEmpty) __trap();
     }
     if (threadIdx.x == 0) {
@@ -303,10 +303,10 @@ Entry find_bf16(const HopperVariant& v);
 template <bool FP8>
 Entry find(const HopperVariant& v) {
   const int what = v.tokens * 10 + v.cluster;
-  constexpr int kOfFew = FP8 ? 1 : 2;  // pairs take a multiprocessor's registers
+  constexpr int kOfFew = FP8 ? 1 : 2;  // two blocks of e4m3 would be too many registers
   if (what == 81) return entry<FP8, 8, 1, kOfFew>();
   if (what == 161) return entry<FP8, 16, 1, kOfFew>();
-  if (what == 321) return entry<FP8, 32, 1, 2>();
+  if (what == 321) return entry<FP8, 32, 1, kOfFew>();
   if (what == 641) return entry<FP8, 64, 1, 1>();
   if (what == 1281) return entry<FP8, 128, 1, 1>();
   if (what == 1282) return entry<FP8, 128, 2, 1>();

@@ -181,7 +181,7 @@ HopperConfig plan_hopper(const HopperWeights& w, int64_t rows, const Workspace& 
 HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace& work) {
   HopperVariant v;
   v.tokens = rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
-  if (v.tokens <= 32 && w.fp8) v.max_stages = v.tokens <= 16 ? 12 : 11;
+  if (v.tokens <= 16 && w.fp8) v.max_stages = 12;
   if (v.tokens <= 32 && !w.fp8) v.per_sm = 2;
   if (w.fp8 && rows > 128) {
     struct Way {
@@ -203,7 +203,7 @@ HopperConfig choose_hopper(const HopperWeights& w, int64_t rows, const Workspace
 
 bool hopper_has(bool fp8, const HopperVariant& v) {
   // find_kernel looks at tokens and clusters only.
-  const bool two = v.tokens <= 32 && (!fp8 || v.tokens > 16);
+  const bool two = v.tokens <= 32 && !fp8;
   const bool fits = (v.cluster == 1 || v.cluster == 2) && v.max_stages >= 4 &&
                     (v.per_sm == 1 || (v.per_sm == 2 && two));
   return fits && find_kernel(fp8, v).launch != nullptr;
@@ -219,8 +219,9 @@ std::vector<HopperVariant> hopper_variants(bool fp8, int64_t rows) {
         for (const int stages : {32, 12, 11, 8})
           for (const bool split : {true, false}) {
             const HopperVariant v{tokens, cluster, per_sm, stages, split};
-            // Of large tiles the ring is as long as there is room.
-            if ((tokens <= 32 || stages == 32) && hopper_has(fp8, v)) all.push_back(v);
+            // Of large tiles the ring is as long as there is room, or fixed.
+            const bool chosen = fp8 ? tokens <= 16 : tokens <= 32;
+            if ((chosen || stages == 32) && hopper_has(fp8, v)) all.push_back(v);
           }
   }
   return all;

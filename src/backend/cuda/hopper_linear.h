@@ -44,8 +44,8 @@ void hopper_repack(const RepackSource& from, int64_t row_begin, const HopperWeig
 struct HopperVariant {
   int tokens = 0;       // a block's tokens: 8, 16, 32, 64, 128, or 160 or 256 of e4m3
   int cluster = 1;      // blocks that share their tokens by multicast: 1, or 2 (128, 160)
-  int per_sm = 1;       // blocks a multiprocessor: 1, or 2 up to 32 tokens (e4m3: of 32)
-  int max_stages = 32;  // blocks of columns in the ring
+  int per_sm = 1;       // blocks a multiprocessor: 1, or 2 of bf16 up to 32 tokens
+  int max_stages = 32;  // blocks of columns in the ring; from 32 tokens of e4m3 on a ring is fixed
   bool split = true;    // share tiles that do not fill a wave out by columns
   bool dependent =
       true;  // programmatic dependent launch: weights come before the launch before ends

@@ -1,5 +1,5 @@
-// The sums of a segment for many tokens of e4m3, where all that is not a wgmma takes longer than
-// the wgmmas do: every instruction and every wait counts. So the ring's slots are unrolled and
+// The sums of a segment for 32 tokens of e4m3 or more, where all that is not a wgmma takes longer
+// than the wgmmas do: every instruction and every wait counts. So the ring's slots are unrolled and
 // addresses are immediates, and a block's codes and scales are in registers a block before they are
 // unpacked, which happens under the wgmmas of the block before.
 //

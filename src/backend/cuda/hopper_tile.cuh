@@ -23,10 +23,12 @@ struct Tile {
   static constexpr int kThreads = 384;
   static constexpr int kSums = TOKENS / 2;  // of a thread
   // Of the 3 x 168 (96, 80) that a launch has for a thread of each warpgroup. 96, as of a block of
-  // 640 threads, leave room for a norm's block (512 threads of 56) beside it.
-  static constexpr int kBound = kPairs ? 640 : kThreads;
-  static constexpr int kProducerRegisters = kCopied ? 40 : PER_SM == 1 ? 24 : 48;
-  static constexpr int kConsumerRegisters = kCopied ? 120 : kPairs ? 128 : PER_SM == 1 ? 240 : 96;
+  // 640 threads, leave room for a norm's block (512 threads of 56) beside it. A producer of 24
+  // spills, where nothing hides it.
+  static constexpr bool kBeside = FP8 && TOKENS <= 32;
+  static constexpr int kBound = kBeside ? 640 : kThreads;
+  static constexpr int kProducerRegisters = kCopied ? 48 : kBeside ? 32 : PER_SM == 1 ? 40 : 48;
+  static constexpr int kConsumerRegisters = kCopied ? 120 : kBeside ? 128 : PER_SM == 1 ? 232 : 96;
   static constexpr int kHalves = FP8 ? 1 : 2;  // chunks of 16 A registers in a block of columns
   static constexpr int kXBytes = TOKENS * 128 * kHalves;
   static constexpr int kWBytes = 2 * kHopperRecord;
@@ -38,8 +40,12 @@ struct Tile {
   static constexpr int kScaleBytes = FP8 ? TOKENS * 4 : 0;  // of the tile's tokens
   // Slots of the ring where they are unrolled (hopper_rounds.cuh, hopper_parts.cuh), else 0: as
   // many as there is room for. An even number, since the registers of A go by turns.
-  static constexpr bool kUnrolled = FP8 && TOKENS >= 64;
-  static constexpr int kSlots = !kUnrolled ? 0 : TOKENS > 160 ? 4 : TOKENS > 128 ? 6 : 8;
+  static constexpr bool kUnrolled = FP8 && !kPairs;
+  static constexpr int kSlots = !kUnrolled     ? 0
+                                : TOKENS > 160 ? 4
+                                : TOKENS > 128 ? 6
+                                : TOKENS > 32  ? 8
+                                               : 12;
 
   // Shared memory: x slots, w slots; an output tile, the tokens' scales and a flag for either
   // warpgroup; full and empty barriers.
@@ -58,17 +64,19 @@ struct Tile {
     }
   };
 
-  // The same addresses as numbers, where the ring is unrolled: shared memory begins behind the
-  // system's own kilobyte, which run() makes sure of.
+  // The same addresses as numbers, where the ring is unrolled: shared memory of a block that has a
+  // multiprocessor to itself begins behind the system's own kilobyte, which run() makes sure of.
   struct Fixed {
     static constexpr uint32_t kX = 1024, kW = kX + kSlots * kXBytes,
                               kFull = kW + kSlots * kWBytes + 2 * (kOutBytes + kScaleBytes) + 16,
                               kEmpty = kFull + kSlots * 8;
-    // What is to be added: addresses in a cluster have the block's number in their high bits.
-    __device__ static uint32_t base(const Shared& sh) { return kCluster == 1 ? 0 : sh.x - kX; }
+    // What is to be added: addresses in a cluster have the block's number in their high bits, and
+    // beside another kernel's block they begin elsewhere.
+    static constexpr bool kThere = kCluster == 1 && !kBeside;
+    __device__ static uint32_t base(const Shared& sh) { return kThere ? 0 : sh.x - kX; }
     __device__ static uint64_t descriptor(uint32_t base, uint32_t offset) {
       const uint64_t fixed = swizzled_descriptor(kX + offset);
-      return kCluster == 1 ? fixed : fixed + ((base & 0x3ffff) >> 4);
+      return kThere ? fixed : fixed + ((base & 0x3ffff) >> 4);
     }
   };
 

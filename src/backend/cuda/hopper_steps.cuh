@@ -36,9 +36,9 @@ struct Steps {
     const uint32_t empty = sh.empty + slot.index * 8;
     slot.next(a.stages);
     multiply(part, first, x, 0);
-    const float2 scale = T::scales(a, load_shared_word(w + me.scales));
     unpack(w + me.codes + 2048, second);
     multiply(part, second, x, 1);
+    const float2 scale = T::scales(a, load_shared_word(w + me.scales));
     if (!last) {
       barrier_wait(sh.full + slot.index * 8, slot.phase);
       wgmma_wait<1>();  // the first chunk's products are still read from `first`

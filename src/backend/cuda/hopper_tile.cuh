@@ -45,7 +45,7 @@ struct Tile {
                                 : TOKENS > 160 ? 4
                                 : TOKENS > 128 ? 6
                                 : TOKENS > 32  ? 8
-                                               : 12;
+                                               : 10;
 
   // Shared memory: x slots, w slots; an output tile, the tokens' scales and a flag for either
   // warpgroup; full and empty barriers.

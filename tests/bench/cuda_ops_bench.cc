@@ -12,6 +12,7 @@
 #include <ctime>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -238,11 +239,45 @@ struct Bench {
     for (int32_t* p : device) backend->free(p);
   }
 
+  // Rotation and append of so many sequences' newest tokens.
+  void rope(int32_t rows) {
+    const KvShape shape{KvFormat::kFp8, rows, 16, 8, 128};
+    const auto vectors = static_cast<size_t>(rows) * 8 * 16;
+    KvLayer layer{backend->alloc(vectors * 128, "a bench"),
+                  backend->alloc(vectors * 128, "a bench"),
+                  static_cast<float*>(backend->alloc(vectors * 4, "a bench")),
+                  static_cast<float*>(backend->alloc(vectors * 4, "a bench"))};
+    std::vector<int32_t> number(static_cast<size_t>(rows) + 1);
+    std::iota(number.begin(), number.end(), 0);
+    const auto upload = [&](const std::vector<int32_t>& v) {
+      void* p = backend->alloc(v.size() * 4, "a bench");
+      backend->copy_in(p, v.data(), v.size() * 4, stream);
+      return static_cast<int32_t*>(p);
+    };
+    int32_t* slot = upload(number);
+    int32_t* position = upload(std::vector<int32_t>(number.size(), 7));
+    auto* frequencies =
+        static_cast<float*>(fill(64 * 4, [] { return uint64_t{0x3dcccccd3dcccccdull}; }));
+    void* qkv = activations(static_cast<size_t>(rows) * 80 * 128);
+    const StepRows step{rows, rows, rows, slot, position, slot, slot, 1};
+    Backend::RopeAppend a;
+    a.qkv = qkv, a.heads = 64, a.inverse_frequencies = frequencies, a.rope_dims = 128;
+    a.half_pairing = true, a.shape = shape, a.cache = layer;
+    report("rope_append M=" + std::to_string(rows),
+           time([&](int) { backend->rope_append(a, step, stream); }),
+           static_cast<double>(rows) * 128 * (80 * 2 + 72 * 2 + 16), 0);
+    for (void* p : {layer.k, layer.v, static_cast<void*>(layer.k_scale),
+                    static_cast<void*>(layer.v_scale), qkv, static_cast<void*>(frequencies),
+                    static_cast<void*>(slot), static_cast<void*>(position)})
+      backend->free(p);
+  }
+
   // Writers of linears' inputs, and argmax. Rows rotate over more than the L2 cache holds where
   // there are many of them; few rows are read from it, as in a step.
   void rows() {
     const int64_t hidden = 8192, inner = 28672, vocabulary = 32000;
-    for (const int64_t m : {1, 64, 1024}) {
+    for (const int64_t m : {1, 64, 1024, 2048}) {
+      rope(static_cast<int32_t>(m));
       void* in = activations(static_cast<size_t>(m * 2 * inner));
       void* delta = activations(static_cast<size_t>(m * hidden));
       void* out = backend->alloc(static_cast<size_t>(m * inner * 2), "a bench");

@@ -13,9 +13,10 @@ namespace drover::cuda::input_rows {
 
 using Bf16 = __nv_bfloat16;
 constexpr int kThreads = 512;
-// Of launch bounds for two blocks: 56 registers a thread, with which a block of 512 has room beside
-// one of a linear of few rows (hopper_tile.cuh).
-constexpr int threads_bound(int packs) { return packs == 2 ? 576 : kThreads; }
+// Of launch bounds for two blocks. 2 packs: 56 registers a thread, with which a block of 512 has
+// room beside one of a linear of few rows (hopper_tile.cuh). 8 packs: 72, as much as two blocks of
+// 28,672 features may have; with 64 they spill more.
+constexpr int threads_bound(int packs) { return packs == 2 ? 576 : packs == 8 ? 448 : kThreads; }
 
 template <int VEC>
 struct alignas(2 * VEC) Pack {

@@ -11,11 +11,12 @@
 // registers. Rows that fit neither, and rows of no multiple of 8 features (VEC = 1), are read again
 // from the caches (PACKS = 0).
 //
-// Measured on an H100 (copy 3,018 GB/s) with 1, 64 and 1,024 rows, launches included: norm of 8,192
-// features 4.3, 4.7 and 26.9 us (83 %), to e4m3 5.2, 5.4 and 27.7 us (70 %); silu_gate of 28,672
-// features 3.7, 4.9 and 64.7 us (90 %), to e4m3 6.0, 8.8 and 71.7 us (68 %). Versions of the last:
-// clusters at 1,024 rows too 81.6 us; one block a row always, one a multiprocessor, 8.8, 9.3 and
-// 86.3 us.
+// Measured on an H200 (copies 4,276 GB/s), to e4m3: norm of 8,192 features, 1,024 and 2,048
+// rows, 16.7 and 39.9 us (82 and 69 %), with 512 threads a row 20.6 and 46.5. Measured on an H100
+// (copy 3,018 GB/s) with 1, 64 and 1,024 rows, launches included: norm of 8,192 features 4.3, 4.7
+// and 26.9 us (83 %), to e4m3 5.2, 5.4 and 27.7 us (70 %); silu_gate of 28,672 features 3.7, 4.9
+// and 64.7 us (90 %), to e4m3 6.0, 8.8 and 71.7 us (68 %). Versions of the last: clusters at 1,024
+// rows too 81.6 us; one block a row always, one a multiprocessor, 8.8, 9.3 and 86.3 us.
 #include <algorithm>
 #include <type_traits>
 
@@ -184,13 +185,15 @@ template <typename Source>
 void write(const Source& a, const Output& out, int64_t rows, cudaStream_t s) {
   if (rows == 0) return;
   if (out.features % 8 != 0) return launch<1, 0>(a, out, rows, 1, s);
+  // Many rows: half as many threads each, so that a multiprocessor has four at once.
+  if (out.features <= 2 * 8 * kThreads && rows >= 512) return launch<8, 4>(a, out, rows, 4, s);
   if (out.features <= 2 * 8 * kThreads) return launch<8, 2>(a, out, rows, 2, s);
   // A norm's sum of squares is of one block.
   if constexpr (!std::is_same_v<Source, NormRows>)
     if (out.scale != nullptr && out.features <= 8 * 2 * 8 * kThreads && rows <= 128 &&
         has_dependent_launch())  // and clusters
       return launch_cluster(a, out, rows, s);
-  if (out.features <= 8 * 8 * kThreads) return launch<8, 8>(a, out, rows, 8, s);
+  if (out.features <= 8 * 8 * threads_bound(8)) return launch<8, 8>(a, out, rows, 8, s);
   launch<8, 0>(a, out, rows, 1, s);
 }
 

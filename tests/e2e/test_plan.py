@@ -64,6 +64,15 @@ def test_memory_is_a_real_runs(tmp_path, here, tp, pp, dp):
     assert [w for _ in range(dp) for w in planned for _ in range(tp)] == pytest.approx(weights, rel=0.2)
 
 
+def test_a_cpu_rank_holds_f32_weights_in_32_bits(tmp_path):
+    held = {}
+    for activations in ("bf16", "f32", "fp8"):
+        planned, _ = plan(tmp_path, "--model", "synthetic:smollm2-135m", "--topology", TOPOLOGY / "cpu.ini",
+                          "--grid", "1,1,1", "--gpus", 1, "--activations", activations, *ASKED)
+        held[activations] = only(planned, 1, 1)["memory"]["bytes_of_stages"][0]["weights"]
+    assert held["f32"] == held["fp8"] == 2 * held["bf16"]
+
+
 @pytest.mark.parametrize("file,tp,pp", [(NP1, 1, 1), (TP2, 2, 1), (PP2, 1, 2)])
 def test_memory_is_what_gpus_had(tmp_path, file, tp, pp):
     measured = json.loads(file.read_text())["pages"]["count"]

@@ -102,8 +102,8 @@ class Sizing {
     MemoryPlan& p = sizes_.plan;
     const int64_t wanted = options_.bytes("kv-memory");
     if (!device_.gpu) {
-      // A CPU rank's weights, which it unpacks, and buffers come from the same memory; it has always
-      // been enough. 16 bits a weight for bf16, on CPUs that multiply them; else 32.
+      // A CPU rank's weights, which it unpacks, and buffers come from the same memory; it has
+      // always been enough. 16 bits a weight for bf16, on CPUs that multiply them; else 32.
       const std::string activations = options_.text("activations");
       const size_t element = activations == "f32" || activations == "fp8" ? 4 : 2;
       p.weights = shard_weight_bytes(arch_, shard_, 0) / 2 * element;

@@ -180,6 +180,12 @@ struct Bench {
     }
   }
 
+  int32_t* upload(const std::vector<int32_t>& v) {
+    void* p = backend->alloc(v.size() * 4, "a bench");
+    backend->copy_in(p, v.data(), v.size() * 4, stream);
+    return static_cast<int32_t*>(p);
+  }
+
   // `count` sequences of `context` tokens, the last `rows` of each in this step; then `decodes`
   // sequences as long, one row each.
   void attention(int count, int context, int rows, int decodes = 0, int kv_heads = 8,
@@ -203,11 +209,6 @@ struct Bench {
       for (int r = 0; r < here; ++r) slot.push_back(s), position.push_back(context - here + r);
       chunk.push_back(static_cast<int32_t>(slot.size()));
     }
-    const auto upload = [&](const std::vector<int32_t>& v) {
-      void* p = backend->alloc(v.size() * 4, "a bench");
-      backend->copy_in(p, v.data(), v.size() * 4, stream);
-      return static_cast<int32_t*>(p);
-    };
     int32_t* device[] = {upload(slot), upload(position), upload(chunk), upload(table)};
     const auto n = static_cast<int32_t>(slot.size());
     const StepRows step{
@@ -249,11 +250,6 @@ struct Bench {
                   static_cast<float*>(backend->alloc(vectors * 4, "a bench"))};
     std::vector<int32_t> number(static_cast<size_t>(rows) + 1);
     std::iota(number.begin(), number.end(), 0);
-    const auto upload = [&](const std::vector<int32_t>& v) {
-      void* p = backend->alloc(v.size() * 4, "a bench");
-      backend->copy_in(p, v.data(), v.size() * 4, stream);
-      return static_cast<int32_t*>(p);
-    };
     int32_t* slot = upload(number);
     int32_t* position = upload(std::vector<int32_t>(number.size(), 7));
     auto* frequencies =

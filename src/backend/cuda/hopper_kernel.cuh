@@ -40,8 +40,8 @@
 //   W4A8                  1.57 (1.47)
 //   W4A16 (split before)  3.04
 // The same of W4A8 on an H200, where copies of as many bytes take 0.104: M = 1 0.117, M = 16 0.123
-// (hopper_steps.cuh 0.1325 and 0.134; tokens by the copy engine 0.119 and 0.123, by warps 0.117 and
-// 0.125), M = 32 0.125 (hopper_steps.cuh 0.143), M = 64 0.150.
+// (as hopper_steps.cuh goes 0.1325 and 0.134; tokens by the copy engine 0.119 and 0.123, by warps
+// 0.117 and 0.125), M = 32 0.125 (as hopper_steps.cuh goes 0.143), M = 64 0.150.
 //
 // Errors of W4A8 over |y|: 4.9e-5 before rounding to bf16, mean 7e-7 and largest 5e-6 of the sum of
 // |terms| at K = 8192; with bf16 inputs 1e-7.

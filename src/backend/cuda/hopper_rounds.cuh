@@ -3,8 +3,8 @@
 // addresses are immediates, and a block's codes and scales are in registers a block before they are
 // unpacked, which happens under the wgmmas of the block before.
 //
-// 153 instructions for a block of columns and 128 tokens (hopper_steps.cuh: 205): 64 additions, 56
-// to unpack.
+// 153 instructions for a block of columns and 128 tokens (one slot after the other, as
+// hopper_steps.cuh goes: 205): 64 additions, 56 to unpack.
 #pragma once
 
 #include "backend/cuda/hopper_tile.cuh"

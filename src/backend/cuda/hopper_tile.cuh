@@ -24,7 +24,7 @@ struct Tile {
   static constexpr int kSums = TOKENS / 2;  // of a thread
   // Of the 3 x 168 (96, 80) that a launch has for a thread of each warpgroup. 96, as of a block of
   // 640 threads, leave room for a norm's block (512 threads of 56) beside it. A producer of 24
-  // spills, where nothing hides it.
+  // spilled, where nothing hides it.
   static constexpr bool kBeside = FP8 && TOKENS <= 32;
   static constexpr int kBound = kBeside ? 640 : kThreads;
   static constexpr int kProducerRegisters = kCopied ? 48 : kBeside ? 32 : PER_SM == 1 ? 40 : 48;
